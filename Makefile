@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make run` and `make test`. Everything else depends on `make dev`.
+PYTHON ?= python3.11
+PORT ?= 8080
+ADMIN_PORT ?= 9900
+VENV := .venv
+BIN := $(VENV)/bin
+UV := PYTHONPATH=.uv $(PYTHON) -m uv
+
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help dev run test check bench lock docs fmt clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+dev: $(VENV)/.complete  ## make .venv from requirements.lock (every other target does this first)
+
+# pip is only used to fetch uv; uv makes the environment without the venv module and checks every hash.
+.uv/.complete:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --target .uv --upgrade -r .ci/uv.lock
+	@touch $@
+
+$(VENV)/.complete: .uv/.complete requirements.lock pyproject.toml sdk/python/pyproject.toml
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --only-binary :all: requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e sdk/python
+	@touch $@
+
+run: dev  ## the proxy, agentd, a demo application and two demo agents, in this terminal (PORT=, ADMIN_PORT=)
+	@$(BIN)/wardgate run --demo --port $(PORT) --admin-port $(ADMIN_PORT)
+
+test: dev  ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: dev  ## ruff, mypy --strict, import-linter, generated docs fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg --no-logo
+	$(BIN)/python docs/generate.py --check
+
+fmt: dev  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: dev  ## write the generated reference pages
+	$(BIN)/python docs/generate.py
+
+bench: dev  ## requests/s, latency, CPU per request (PEERS=dir adds the peers found there)
+	$(BIN)/python bench/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+
+lock: .uv/.complete  ## resolve the dependencies again (hashes only, no index lines)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements.lock $(ARGS)
+	echo uv | $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 - -o .ci/uv.lock $(ARGS)
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

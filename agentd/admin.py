@@ -1,0 +1,256 @@
+"""Decides what an admin request may do and what it is answered: a table of routes over one state.
+
+Reading is open to whoever can connect. Changing needs either the unix socket (its peers were checked
+by uid when they connected) or, over TCP, the bearer token; a request that a browser sent on behalf of
+another page never changes anything. Every change is audited with who made it. No socket, no HTTP
+parsing here (agentd/admin_http.py), no rule about breakers or health either: the state is asked.
+
+Kind: pure (the state it is given does the work).
+"""
+
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from shared.errors import AdminRefused
+from shared.wire import admin as wire
+
+_log = logging.getLogger("agentd.admin")
+JSON: Final = "application/json"
+
+
+class Peer(NamedTuple):
+    """Who is at the other end: a process by the kernel's word, or an address."""
+
+    is_unix: bool
+    uid: int = -1
+    pid: int = -1
+    address: str = ""
+
+    def __str__(self) -> str:
+        return f"uid {self.uid} pid {self.pid}" if self.is_unix else f"token from {self.address}"
+
+
+class Request(NamedTuple):
+    """One request; header names in lower case. `is_loopback`: it came in on a loopback address."""
+
+    method: str
+    path: str  # raw, as received
+    headers: dict[str, str]
+    peer: Peer
+    body: bytes = b""
+    is_loopback: bool = False
+
+
+class Response(NamedTuple):
+    """One answer."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class State(Protocol):
+    """What agentd can be asked and told here."""
+
+    def health(self) -> wire.Health:
+        """Every component."""
+
+    def live(self) -> wire.Live:
+        """A sign of life."""
+
+    def metrics(self, accept: str) -> tuple[str, bytes]:
+        """Content type and exposition."""
+
+    def agents(self) -> wire.Agents:
+        """Every agent."""
+
+    def breakers(self) -> tuple[wire.Breaker, ...]:
+        """Every breaker."""
+
+    def change_breaker(self, agent: str, action: wire.BreakerAction, change: wire.BreakerChange) -> wire.Breaker:
+        """Do it, publish it; raises AdminRefused (404 unknown agent, 400 a number out of range)."""
+
+    def audit_change(self, who: str, what: str, target: str, text: str) -> None:
+        """Write down that it was done."""
+
+
+Handler = Callable[["Admin", Request, tuple[str, ...]], Response]
+
+
+class Row(NamedTuple):
+    """One route: `*` in the path stands for one segment, given to the handler decoded."""
+
+    methods: tuple[str, ...]
+    path: str
+    handler: Handler
+    is_change: bool = False
+
+
+def _health(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    health = admin.state.health()
+    return _json(503 if health.status is wire.Status.UNHEALTHY else 200, health)
+
+
+def _live(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    return _json(200, admin.state.live())
+
+
+def _ready(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    health = admin.state.health()
+    return _json(200 if health.is_ready else 503, health)
+
+
+def _metrics(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    content_type, body = admin.state.metrics(request.headers.get("accept", ""))
+    return Response(200, body, content_type)
+
+
+def _agents(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    return _json(200, admin.state.agents())
+
+
+def _breakers(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+    return _json(200, wire.Breakers(admin.state.breakers()))
+
+
+def _change_breaker(action: wire.BreakerAction) -> Handler:
+    def handler(admin: "Admin", request: Request, args: tuple[str, ...]) -> Response:
+        change = wire.BreakerChange()
+        if action == "set":
+            try:
+                change = wire.decode_breaker_change(request.body)
+            except msgspec.MsgspecError as error:
+                raise AdminRefused(400, f"body: {error}") from None
+            if change == wire.BreakerChange():
+                raise AdminRefused(400, "body: no number given; see GET /api/breakers for their names")
+        elif request.body.strip():
+            raise AdminRefused(400, f"{action} takes no body")
+        (agent,) = args
+        breaker = admin.state.change_breaker(agent, action, change)
+        text = wire.encode(change).decode() if action == "set" else breaker.state
+        admin.state.audit_change(str(request.peer), f"breaker.{action}", agent, text)
+        _log.warning("breaker %s of %s by %s", action, agent, request.peer, extra={"agent": agent, "now": text})
+        return _json(200, breaker)
+
+    return handler
+
+
+ROUTES: Final = (
+    Row(("GET",), wire.HEALTH, _health),
+    Row(("GET",), wire.LIVE, _live),
+    Row(("GET",), wire.READY, _ready),
+    Row(("GET",), wire.METRICS, _metrics),
+    Row(("GET",), wire.AGENTS, _agents),
+    Row(("GET",), wire.BREAKERS, _breakers),
+    Row(("POST",), wire.BREAKERS + "/*/open", _change_breaker("open"), is_change=True),
+    Row(("POST",), wire.BREAKERS + "/*/close", _change_breaker("close"), is_change=True),
+    Row(("POST",), wire.BREAKERS + "/*/reset", _change_breaker("reset"), is_change=True),
+    Row(("POST", "PATCH"), wire.BREAKERS + "/*/set", _change_breaker("set"), is_change=True),
+)
+_SEGMENTS: Final = tuple((row, tuple(row.path.split("/"))) for row in ROUTES)
+_CODES: Final = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    421: "misdirected",
+    431: "too_large",
+    500: "internal",
+}
+
+
+class Admin:
+    """The routes over one state. `token` = "" : no change over TCP."""
+
+    def __init__(self, state: State, token: str = "") -> None:
+        self.state = state
+        self._token = token.encode()
+
+    def handle(self, request: Request) -> Response:
+        """The answer; never raises."""
+        try:
+            return self._handle(request)
+        except AdminRefused as error:
+            return problem(error.status, str(error))
+        except Exception:
+            _log.exception("admin request failed: %s %s", request.method, request.path[:200])
+            return problem(500, "internal error; the log has the details")
+
+    def _handle(self, request: Request) -> Response:
+        if request.is_loopback and not _is_local(request.headers.get("host", "")):
+            # A page of another site whose name was made to resolve to us sends its own name here.
+            raise AdminRefused(421, "this address answers to localhost and IP addresses only")
+        row, args = _find(request.path)
+        method = "GET" if request.method == "HEAD" else request.method
+        if method not in row.methods:
+            allow = ", ".join(row.methods + (("HEAD",) if "GET" in row.methods else ()))
+            return problem(405, f"{request.path} takes {allow}", (("allow", allow),))
+        if row.is_change:
+            refusal = self._why_not(request)
+            if refusal is not None:
+                _log.warning("admin change refused: %s %s by %s", method, request.path[:200], request.peer)
+                return refusal
+        return row.handler(self, request, args)
+
+    def _why_not(self, request: Request) -> Response | None:
+        if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none":
+            return problem(403, "changes are not taken from web pages")
+        if request.peer.is_unix:
+            return None
+        if not self._token:
+            return problem(403, "changes over TCP need admin.token_file; use the unix socket in runtime.dir")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        # hmac.compare_digest takes the same time wherever the first difference is
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token):
+            return None
+        return problem(401, "a bearer token is needed", (("www-authenticate", 'Bearer realm="wardgate"'),))
+
+
+def problem(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """An error as JSON."""
+    body = wire.encode(wire.Problem(wire.ProblemBody(_CODES.get(status, "error"), message)))
+    return Response(status, body, headers=headers)
+
+
+def _json(status: int, message: msgspec.Struct) -> Response:
+    return Response(status, wire.encode(message))
+
+
+def _find(path: str) -> tuple[Row, tuple[str, ...]]:
+    segments = path.split("/")
+    for row, wanted in _SEGMENTS:
+        if len(wanted) != len(segments):
+            continue
+        args = []
+        for want, given in zip(wanted, segments, strict=True):
+            if want == "*":
+                args.append(_decoded(given))
+            elif want != given:
+                break
+        else:
+            return row, tuple(args)
+    raise AdminRefused(404, f"there is nothing at {path[:200]}")
+
+
+def _decoded(segment: str) -> str:
+    try:
+        return unquote_to_bytes(segment).decode()
+    except UnicodeDecodeError:
+        raise AdminRefused(400, "the path is not UTF-8") from None
+
+
+def _is_local(host: str) -> bool:
+    """localhost or an IP address, with or without a port; a name is somebody else's."""
+    name = host.lower()
+    if name.startswith("["):
+        return "]" in name
+    name = name.rpartition(":")[0] if ":" in name else name
+    return name == "localhost" or (name.count(".") == 3 and name.replace(".", "").isdigit())

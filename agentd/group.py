@@ -1,0 +1,282 @@
+"""One event on its way through its plan: whom to ask when, when it is decided, and what is left to tell.
+
+Semantics 1, 3, 4, 11, 12 of docs/architecture.md. The group asks lanes, hears from them once per call,
+merges by shared/decision.py and replies once; observers live on after the reply and change nothing.
+No failure mode is applied and no verdict compared here: that is `merge` and `on_failure`.
+
+    ask --> parallel: every agent at once      --> a block: decided at once, the other calls cancelled
+        --> sequential: the next in the chain  --> all have ended: merged
+    deadline: what is still out has timed out  --> merged
+    cancelled (client or worker gone)          --> no reply
+
+Kind: pure.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentd.call import Asked, Call, CallState
+from shared.decision import ALLOW, Answer, Decision, FailureMode, Outcome, Verb, merge, on_failure
+from shared.plan import Plan
+from shared.wire.envelope import CancelReason
+
+if TYPE_CHECKING:
+    from agentd.dispatcher import Dispatcher, Worker
+
+_QUEUED, _SENT, _ENDED = CallState.QUEUED, CallState.SENT, CallState.ENDED
+# Observers that were not asked say nothing about the request: counted by the lane, not audited.
+_UNASKED = frozenset((Outcome.QUEUE_FULL, Outcome.BREAKER_OPEN, Outcome.DISCONNECTED, Outcome.CANCELLED))
+
+
+class ResolvedPlan:
+    """A worker's plan with the names looked up; `row` holds its groups (and those of plans with the same
+    timeout) that await a decision."""
+
+    __slots__ = (
+        "asked",
+        "enforcing_mask",
+        "full_mask",
+        "is_sequential",
+        "kind",
+        "modes",
+        "names",
+        "route",
+        "row",
+        "timeout_ns",
+    )
+
+    def __init__(self, plan: Plan, asked: tuple[Asked, ...], row: "dict[int, tuple[int, EventGroup]]") -> None:
+        self.route = plan.route
+        self.kind = plan.kind
+        self.is_sequential = plan.sequential
+        self.timeout_ns = plan.timeout_ns
+        self.full_mask = plan.full_mask
+        self.enforcing_mask = plan.enforcing_mask
+        self.row = row
+        self.asked = asked
+        self.names = tuple(one.agent for one in asked)
+        self.modes: tuple[FailureMode, ...] = tuple(one.failure_mode for one in asked)
+
+
+class EventGroup(msgspec.Struct, eq=False):
+    """One event. `calls` is in chain order, None where an agent was not (yet) asked."""
+
+    dispatcher: "Dispatcher"
+    worker: "Worker"
+    plan: ResolvedPlan
+    event_id: int
+    exchange_id: int
+    exchange_key: tuple[bytes, int] | None
+    is_final: bool
+    deadline_ns: int
+    event: bytes | memoryview
+    mask: int
+    calls: list[Call | None]
+    decision: Decision | None = None
+    is_decided: bool = False  # also when cancelled: then there is no decision
+    is_closed: bool = False  # decided, and no observer is out: the dispatcher has let go of it
+    is_eventful: bool = False  # something an auditor wants to know
+    is_plain: bool = True  # every answer so far is an allow without operations
+    pending: int = 0  # enforcing agents that have not answered, asked or not
+    observing: int = 0
+    at: int = 0  # sequential: next place in the chain
+
+    @property
+    def is_awaited(self) -> bool:
+        """The worker waits for a decision: somebody enforcing is asked."""
+        return bool(self.mask & self.plan.enforcing_mask)
+
+    def ask(self, now: int) -> None:
+        """Send the event to whom the mask names; the deadline is in the future."""
+        mask = self.mask
+        plan = self.plan
+        enforcing = mask & plan.enforcing_mask
+        self.pending = enforcing.bit_count()
+        if enforcing == mask and enforcing and not plan.is_sequential:
+            for asked in plan.asked:
+                if mask >> asked.index & 1:
+                    self._submit(asked, now)
+                    if self.is_decided:
+                        break
+            self.event = b""
+            return
+        observers = [asked for asked in plan.asked if asked.is_observer and mask >> asked.index & 1]
+        self.observing = len(observers) + 1  # one more until all are submitted, so that none closes the group
+        for asked in observers:
+            self._submit(asked, now)
+        if not enforcing:
+            self.is_decided = True
+        elif plan.is_sequential:
+            self._submit_next(now)
+        else:
+            for asked in plan.asked:
+                if enforcing >> asked.index & 1 and not self.is_decided:
+                    self._submit(asked, now)
+            self.event = b""
+        self._observer_ended(now)
+
+    def too_late(self, now: int) -> None:
+        """The event arrived after its deadline: nobody is asked, observers neither."""
+        enforcing = self.mask & self.plan.enforcing_mask
+        self.mask = enforcing
+        self.pending = enforcing.bit_count()
+        if not enforcing:
+            self.is_decided = True
+            self.dispatcher.closed(self, now)
+        elif self.plan.is_sequential:
+            self._submit_next(now)
+        else:
+            for asked in self.plan.asked:
+                if enforcing >> asked.index & 1:
+                    self._no_time(asked, now)
+
+    def ended(self, call: Call, now: int) -> None:
+        """A lane tells how one of our calls ended."""
+        if call.asked.is_observer:
+            if call.outcome not in _UNASKED and not _is_plain_allow(call):
+                self.is_eventful = True
+            self._observer_ended(now)
+            return
+        if self.is_decided:
+            return
+        self.pending -= 1
+        verb = Verb.ALLOW
+        screened = call.screened
+        if screened is None or screened.decision is not ALLOW or screened.audit is not None or screened.refused_ops:
+            verb = self._weigh(call)
+        if verb is Verb.BLOCK or (self.plan.is_sequential and verb is not Verb.ALLOW) or not self.pending:
+            self._decide(now)
+        elif self.plan.is_sequential:
+            self._submit_next(now)
+
+    def expire(self, now: int) -> None:
+        """The event's deadline is here: whoever has not answered has timed out."""
+        for call in list(self.calls):
+            if call is not None and not call.asked.is_observer and call.state in (_QUEUED, _SENT):
+                assert call.asked.lane is not None
+                call.asked.lane.timed_out(call, now)
+
+    def cancel(self, reason: CancelReason, now: int, with_observers: bool) -> None:
+        """Nobody waits for the decision any more."""
+        if self.is_closed:
+            return  # cancelling another group gave a permit back, and that has just ended this one
+        self.is_decided = True
+        self.plan.row.pop(self.event_id, None)
+        self.event = b""
+        for call in list(self.calls):
+            if call is None or call.asked.lane is None or call.state not in (_QUEUED, _SENT):
+                continue
+            if not call.asked.is_observer:
+                call.asked.lane.cancel(call, reason, now)
+            elif with_observers:
+                self.observing -= 1
+                call.asked.lane.cancel(call, reason, now)
+        if not self.observing:
+            self.dispatcher.closed(self, now)
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def _submit(self, asked: Asked, now: int) -> None:
+        dispatcher = self.dispatcher
+        lane = asked.lane
+        deadline_ns = now + asked.timeout_ns
+        # An observer is nobody's to wait for: its own timeout alone ends it.
+        is_timed = deadline_ns < self.deadline_ns or asked.is_observer
+        number = dispatcher.calls = dispatcher.calls + 1
+        call = self.calls[asked.index] = Call(
+            number,
+            f"{dispatcher.call_prefix}{number:x}",
+            self.event,
+            asked,
+            self,
+            now,
+            deadline_ns if is_timed else self.deadline_ns,
+            self.exchange_key,
+        )
+        if lane is None:
+            self._unasked(call, Outcome.DISCONNECTED, "no agent of this name", now)
+            return
+        if self.exchange_key is not None:
+            self.worker.remember_pin(self.exchange_id, lane)
+        lane.submit(call, now, is_timed)
+
+    def _submit_next(self, now: int) -> None:
+        """Sequential: ask the next of the chain; nobody is asked after the deadline."""
+        plan = self.plan
+        while self.at < len(plan.asked):
+            asked = plan.asked[self.at]
+            self.at += 1
+            if asked.is_observer or not self.mask >> asked.index & 1:
+                continue
+            if now < self.deadline_ns:
+                self._submit(asked, now)
+            else:
+                self._no_time(asked, now)
+            return
+
+    def _no_time(self, asked: Asked, now: int) -> None:
+        call = self.calls[asked.index] = Call(0, "", b"", asked, self, now, now)
+        self._unasked(call, Outcome.TIMEOUT, "no time left to ask", now)
+
+    def _unasked(self, call: Call, outcome: Outcome, message: str, now: int) -> None:
+        """A call that no lane gets to see."""
+        call.outcome = outcome
+        call.message = message
+        call.state = _ENDED
+        call.ended_ns = now
+        call.group = None
+        self.ended(call, now)
+
+    # --- deciding ---------------------------------------------------------------------------------
+
+    def _weigh(self, call: Call) -> Verb:
+        """What an answer that is no plain allow means for the phase, and whether it is worth a record."""
+        decision = call.screened.decision if call.screened is not None else None
+        if decision is None:
+            self.is_plain = False
+            self.is_eventful = True
+            failure = on_failure(call.outcome, call.asked.failure_mode, self.plan.kind, call.asked.agent)
+            return Verb.ALLOW if failure is None else failure.verb
+        assert call.screened is not None
+        if decision is not ALLOW:
+            self.is_plain = False
+        if decision.verb is not Verb.ALLOW or call.screened.refused_ops or call.screened.audit is not None:
+            self.is_eventful = True
+        return decision.verb
+
+    def _decide(self, now: int) -> None:
+        """The phase has ended: reply, then cancel whoever is still working."""
+        decision = ALLOW if self.is_plain else merge(self._answers(), self.plan.modes, self.plan.names, self.plan.kind)
+        self.decision = decision
+        self.is_decided = True
+        self.event = b""
+        self.plan.row.pop(self.event_id, None)
+        self.worker.reply(self.event_id, decision)
+        if self.pending:
+            for call in self.calls:
+                if call is not None and not call.asked.is_observer and call.state is not _ENDED:
+                    assert call.asked.lane is not None
+                    call.asked.lane.cancel(call, CancelReason.DECIDED, now)
+        if not self.observing:
+            self.dispatcher.closed(self, now)
+
+    def _answers(self) -> list[Answer | None]:
+        answers: list[Answer | None] = []
+        for call in self.calls:
+            if call is None or call.asked.is_observer or call.state is not _ENDED or call.outcome is Outcome.CANCELLED:
+                answers.append(None)
+            else:
+                decision = call.screened.decision if call.screened is not None else None
+                answers.append(Answer(call.outcome if decision is None else Outcome.DECISION, decision))
+        return answers
+
+    def _observer_ended(self, now: int) -> None:
+        self.observing -= 1
+        if not self.observing and self.is_decided:
+            self.dispatcher.closed(self, now)
+
+
+def _is_plain_allow(call: Call) -> bool:
+    screened = call.screened
+    return screened is not None and screened.decision is ALLOW and screened.audit is None and not screened.refused_ops

@@ -1,0 +1,445 @@
+"""One agent's lane: breaker, capacity, bounded queue, choice of instance; then the transport.
+
+Semantics 8, 9, 12 of docs/architecture.md. Counters and dicts driven by callbacks: nothing here waits,
+creates a task or owns a timer. A call that enters by `submit` ends exactly once: its group hears
+`ended(call)`, or the group itself cancels it. No merging here, no failure modes, no bytes.
+
+    submit --> breaker --refused--> BREAKER_OPEN
+                  |
+             live instance? --no--> DISCONNECTED (also: the pinned one is gone)
+                  |
+             permit free? --no--> queue --full--> QUEUE_FULL
+                  |                 |  woken by whatever gives a permit back, or expired
+                  v                 v
+             instance.send --False everywhere--> QUEUE_FULL
+                  |
+             answered | failed | timed_out | instance_down | cancel
+
+Only what was really sent can blame the agent. A permit is back when the call ends for us, except on a
+lockstep connection: there a cancelled call is HELD, with its permit, until released() or its deadline.
+
+Kind: pure (the clock is given).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from agentd.alarm import Alarm
+from agentd.call import Call, CallState, Instance
+from agentd.ledger import Ledger
+from agentd.pool import ExchangeKey, Pool, Queue
+from shared.breaker import Breaker, OnChange, Refused
+from shared.config.schema import Agent
+from shared.deadlines import Deadlines
+from shared.decision import Outcome
+from shared.wire.envelope import CancelReason
+from shared.wire.messages import Screened
+
+_QUEUED, _SENT, _HELD, _ENDED = CallState.QUEUED, CallState.SENT, CallState.HELD, CallState.ENDED
+_DECISION = Outcome.DECISION
+
+
+class Lane:
+    """All calls to one agent. `in_flight` counts permits taken."""
+
+    __slots__ = (
+        "_alarm",
+        "_clock",
+        "_deadlines",
+        "_held",
+        "_queue",
+        "breaker",
+        "in_flight",
+        "is_configured",
+        "ledger",
+        "name",
+        "pool",
+        "settings",
+    )
+
+    def __init__(self, settings: Agent, clock: Callable[[], int], alarm: Alarm, on_change: OnChange | None = None):
+        self.name = settings.name
+        self.settings = settings
+        self.is_configured = True  # False: gone from the configuration, kept for workers that still name it
+        self.breaker = Breaker(settings.name, settings.circuit_breaker, on_change)
+        self.pool = Pool()
+        self.in_flight = 0
+        self.ledger = Ledger()
+        self._clock = clock
+        self._alarm = alarm
+        self._deadlines: Deadlines[Call] = Deadlines()
+        self._held: dict[int, Call] = {}
+        self._queue = Queue()
+
+    # --- from the dispatcher ----------------------------------------------------------------------
+
+    def submit(self, call: Call, now: int, is_timed: bool) -> None:
+        """Ask. `is_timed`: the lane watches the call's deadline (always start + timeout_ms then); else its
+        group does, because the event's deadline comes first."""
+        if is_timed:
+            row = call.row = self._deadlines.row(call.asked.timeout_ns)
+            row[call.number] = (call.deadline_ns, call)
+            if call.deadline_ns < self._alarm.at_ns:
+                self._alarm.by(call.deadline_ns)
+        if call.asked.is_observer:
+            self._observe(call, now)
+            return
+        permit = self.breaker.admit(now)
+        if isinstance(permit, Refused):
+            self._end(call, Outcome.BREAKER_OPEN, now, "breaker is open")
+            return
+        call.permit = permit
+        self._place(call, now)
+
+    def cancel(self, call: Call, reason: CancelReason, now: int) -> None:
+        """Nobody waits any more; the group hears nothing."""
+        state = call.state
+        if state is not _QUEUED and state is not _SENT:
+            return
+        call.group = None
+        if call.permit is not None:
+            call.permit.release(now)
+        self._forget_deadline(call)
+        if state is _QUEUED:
+            self._queue.remove(call)
+            self._close(call, now)
+            return
+        instance = call.instance
+        assert instance is not None
+        call.state = _HELD
+        if not instance.cancel(call, reason):
+            if call.state is _HELD:  # else the transport gave up the connection meanwhile
+                self._held[call.number] = call
+                self._alarm.by(call.deadline_ns)
+            return
+        self._free(call, now)
+
+    def timed_out(self, call: Call, now: int) -> None:
+        """Its deadline is here: blamed if it was sent, not if it never left our queue."""
+        if call.state is _QUEUED:
+            self._queue.remove(call)
+            if call.permit is not None:
+                call.permit.release(now)
+            self._end(call, Outcome.TIMEOUT, now, "timed out in the queue")
+            return
+        if call.state is not _SENT:
+            return
+        instance = call.instance
+        assert instance is not None
+        self._take_back(call)
+        call.state = _ENDED  # the transport may take the whole instance down now
+        instance.cancel(call, CancelReason.TIMEOUT)
+        self._finish(call, Outcome.TIMEOUT, now, "no answer in time")
+
+    def release_pin(self, key: ExchangeKey) -> None:
+        """The exchange has ended."""
+        instance = self.pool.unpin(key)
+        if instance is not None and instance.is_draining:
+            self._check_drained(instance)
+
+    # --- from transports --------------------------------------------------------------------------
+
+    def instance_up(self, instance: Instance) -> None:
+        """A session is ready for calls."""
+        now = self._clock()
+        self.pool.add(instance)
+        self.breaker.new_session(now)
+        self._wake(now)
+
+    def instance_down(self, instance: Instance, message: str) -> None:
+        """Its connection is gone: what was sent there fails at once."""
+        if not instance.is_live:
+            return
+        now = self._clock()
+        self.pool.remove(instance)
+        calls = list(instance.calls.values())
+        instance.calls.clear()
+        self.in_flight -= len(calls)
+        lost = self._queue.row(instance)
+        if not self.pool.instances:
+            lost += self._queue.row(None)
+        for call in calls:
+            if call.state is _SENT:
+                self._finish(call, Outcome.DISCONNECTED, now, message)
+            elif call.state is _HELD:
+                self._held.pop(call.number, None)
+                self._close(call, now)
+        for call in lost:
+            if call.state is _QUEUED:
+                self._queue.remove(call)
+                self._refuse(call, Outcome.DISCONNECTED, now, message)
+        self._wake(now)
+
+    def answered(self, call: Call, screened: Screened) -> None:
+        """The agent's verdict on a call found in `instance.calls`."""
+        if call.state is not _SENT:
+            self.late_verdict()
+            self.released(call)
+            return
+        call.screened = screened
+        self._take_back(call)
+        if screened.decision is not None:
+            self._finish(call, _DECISION, self._clock())
+        elif screened.error:
+            self._finish(call, Outcome.AGENT_ERROR, self._clock(), screened.error)
+        else:
+            self._finish(call, Outcome.MALFORMED, self._clock(), screened.malformed)
+
+    def failed(self, call: Call, outcome: Outcome, message: str) -> None:
+        """A call found in `instance.calls` ended without a verdict that could be read."""
+        if call.state is not _SENT:
+            self.released(call)
+            return
+        self._take_back(call)
+        self._finish(call, outcome, self._clock(), message)
+
+    def late_verdict(self) -> None:
+        """An answer nobody waits for: no fault of the agent's."""
+        self.ledger.late_verdicts += 1
+
+    def released(self, call: Call) -> None:
+        """A HELD call's connection is free again."""
+        if call.state is _HELD:
+            self._free(call, self._clock())
+
+    def woken(self) -> None:
+        """An instance's limit, pause or health changed."""
+        self._wake(self._clock())
+
+    # --- from the daemon --------------------------------------------------------------------------
+
+    def expire(self, now: int) -> None:
+        """End what is due."""
+        for call in self._deadlines.expired(now):
+            call.row = None
+            self.timed_out(call, now)
+        if self._held:
+            for call in [call for call in self._held.values() if call.deadline_ns <= now]:
+                if call.state is _HELD:
+                    assert call.instance is not None
+                    self._take_back(call)
+                    del self._held[call.number]
+                    self._close(call, now)
+                    call.instance.cancel(call, CancelReason.TIMEOUT)
+                    self._wake(now)
+
+    def next_deadline(self) -> int | None:
+        """When expire() has something to do."""
+        found = self._deadlines.earliest()
+        for call in self._held.values():
+            if found is None or call.deadline_ns < found:
+                found = call.deadline_ns
+        return found
+
+    def configure(self, settings: Agent, now: int) -> None:
+        """Other numbers, at once; calls under way keep theirs."""
+        self.settings = settings
+        self.is_configured = True
+        self.breaker.configure(settings.circuit_breaker)
+        self._wake(now)
+
+    def force_open(self, now: int) -> None:
+        """The operator's `breaker open`: what waits is refused too, what was sent may still be answered."""
+        self.breaker.force_open(now)
+        self._wake(now)
+
+    def close_breaker(self, now: int) -> None:
+        """The operator's `breaker close` and `reset`."""
+        self.breaker.close(now)
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a permit."""
+        return self._queue.length
+
+    @property
+    def live_instances(self) -> int:
+        """How many instances could be asked, paused ones included."""
+        return len(self.pool.instances)
+
+    def snapshot(self, now: int) -> dict[str, Any]:
+        """For the admin API: everything about the lane, times in ms."""
+        return {
+            "name": self.name,
+            "is_configured": self.is_configured,
+            "breaker": self.breaker.snapshot(now),
+            "in_flight": self.in_flight,
+            "queued": self.queued,
+            "held": len(self._held),
+            "pinned": len(self.pool.pins),
+            "max_concurrent_calls": self.settings.max_concurrent_calls,
+            "max_queue": self.settings.max_queue,
+            "instances": self.pool.snapshot(),
+            **self.ledger.snapshot(now),
+        }
+
+    # --- placing ----------------------------------------------------------------------------------
+
+    def _place(self, call: Call, now: int, is_next: bool = False) -> None:
+        """Send now, queue, or refuse a call that has its breaker permit. `is_next`: its turn in the queue has come."""
+        pool = self.pool
+        if call.exchange_key is not None:
+            call.instance = pool.pins.get(call.exchange_key)
+            if call.instance is not None and not call.instance.is_live:
+                self._refuse(call, Outcome.DISCONNECTED, now, "the request's instance is gone")
+                return
+        if not pool.instances:
+            self._refuse(call, Outcome.DISCONNECTED, now, "no live instance")
+            return
+        if (
+            self.in_flight < self.settings.max_concurrent_calls
+            and (is_next or not self._queue.length or not self._queue.has_row(call.instance))
+            and self._send(call, now)
+        ):
+            return
+        if self._queue.length >= self.settings.max_queue:
+            self._refuse(call, Outcome.QUEUE_FULL, now, "queue is full")
+            return
+        self.ledger.queued_total += 1
+        self._queue.add(call)
+
+    def _observe(self, call: Call, now: int) -> None:
+        """An observer's call: now or not at all, and only to an agent that is well."""
+        outcome, message = Outcome.QUEUE_FULL, "no free permit for an observer"
+        if not self.breaker.is_closed:
+            outcome, message = Outcome.BREAKER_OPEN, "breaker is open"
+        elif not self.pool.instances:
+            outcome, message = Outcome.DISCONNECTED, "no live instance"
+        else:
+            if call.exchange_key is not None:
+                call.instance = self.pool.pins.get(call.exchange_key)
+            if call.instance is not None and not call.instance.is_live:
+                outcome, message = Outcome.DISCONNECTED, "the request's instance is gone"
+            elif (
+                not self._queue.length and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now)
+            ):
+                return
+        self._end(call, outcome, now, message)
+
+    def _send(self, call: Call, now: int) -> bool:
+        """Hand it to its pinned instance or to the best free one. False = it has to wait.
+
+        When every instance that is free says that its socket is full, the call ends here as QUEUE_FULL.
+        """
+        pinned = call.instance
+        if pinned is not None and len(pinned.calls) >= pinned.limit:
+            return False
+        full: tuple[Instance, ...] = ()
+        while True:
+            instance = pinned or self.pool.choose(full)
+            if instance is None or instance in full:
+                break
+            call.state = _SENT
+            call.instance = instance
+            call.sent_ns = now
+            instance.calls[call.call_id] = call
+            self.in_flight += 1
+            is_sent = instance.send(call)
+            if is_sent or call.state is not _SENT:  # not SENT: send() found the connection dead
+                if call.exchange_key is not None and is_sent:
+                    self.pool.pin(call.exchange_key, instance)
+                return True
+            self._take_back(call)
+            call.state = _QUEUED
+            call.instance = pinned
+            call.sent_ns = 0
+            full += (instance,)
+        if not full:
+            return False
+        self._refuse(call, Outcome.QUEUE_FULL, now, "its socket is full")
+        return True
+
+    def _wake(self, now: int) -> None:
+        """Give free permits to those who wait longest; refuse them if the breaker has opened since."""
+        if self._queue.length and not self.breaker.is_closed:
+            for call in list(self._queue):
+                if call.state is _QUEUED and not self._is_admitted(call, now):
+                    self._queue.remove(call)
+                    self._end(call, Outcome.BREAKER_OPEN, now, "breaker opened")
+        while self._queue.length and self.in_flight < self.settings.max_concurrent_calls:
+            found = self._queue.head(self.pool)
+            if found is None:
+                return
+            self._queue.remove(found)
+            if found.deadline_ns <= now:
+                self._refuse(found, Outcome.TIMEOUT, now, "timed out in the queue")
+            elif not self._is_admitted(found, now):
+                self._end(found, Outcome.BREAKER_OPEN, now, "breaker opened")
+            else:
+                self._place(found, now, is_next=True)
+
+    def _is_admitted(self, call: Call, now: int) -> bool:
+        """Whether the breaker still wants it: a permit of an earlier state is exchanged for a new one."""
+        assert call.permit is not None
+        if call.permit.is_current:
+            return True
+        permit = self.breaker.admit(now)
+        if isinstance(permit, Refused):
+            return False
+        call.permit = permit
+        return True
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def _take_back(self, call: Call) -> None:
+        """The permit of a call that was sent; nothing to do if its instance went down meanwhile."""
+        instance = call.instance
+        assert instance is not None
+        if instance.calls.pop(call.call_id, None) is not None:
+            self.in_flight -= 1
+
+    def _free(self, call: Call, now: int) -> None:
+        """A cancelled call gives its permit back."""
+        self._held.pop(call.number, None)
+        if call.state is not _ENDED:
+            self._take_back(call)
+            self._close(call, now)
+        self._wake(now)
+
+    def _refuse(self, call: Call, outcome: Outcome, now: int, message: str) -> None:
+        """An end that says nothing about the agent."""
+        if call.permit is not None:
+            call.permit.release(now)
+        self._end(call, outcome, now, message)
+
+    def _finish(self, call: Call, outcome: Outcome, now: int, message: str = "") -> None:
+        """The end of a call that was sent and has given its permit back: the breaker hears of it."""
+        permit = call.permit
+        if permit is not None:
+            if outcome is _DECISION:
+                permit.success(now)
+            else:
+                permit.failure(now)
+        self._end(call, outcome, now, message)
+        if self._queue.length:
+            self._wake(now)
+
+    def _end(self, call: Call, outcome: Outcome, now: int, message: str) -> None:
+        """The one way out of the lane for a call that is not cancelled."""
+        if call.row is not None:
+            self._forget_deadline(call)
+        call.outcome = outcome
+        call.message = message
+        self._close(call, now)
+        group = call.group
+        call.group = None
+        if group is not None:
+            group.ended(call, now)
+
+    def _forget_deadline(self, call: Call) -> None:
+        if call.row is not None:
+            call.row.pop(call.number, None)
+            call.row = None
+
+    def _close(self, call: Call, now: int) -> None:
+        call.state = _ENDED
+        call.ended_ns = now
+        call.event = b""  # a view keeps the worker's whole message alive
+        self.ledger.add(call)
+        instance = call.instance
+        if instance is not None and instance.is_draining:
+            self._check_drained(instance)
+
+    def _check_drained(self, instance: Instance) -> None:
+        if instance.is_live and not instance.calls and not instance.pins:
+            instance.drained()

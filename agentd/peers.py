@@ -1,0 +1,311 @@
+"""Knows who is connected to a ROUTER on ipc, and cuts one of them.
+
+libzmq tells neither who connects nor can it drop a peer. A socket monitor does the first (ACCEPTED and
+DISCONNECTED carry the connection's fd, and `frame.get(SRCFD)` gives the same fd for a message),
+`shutdown()` on a dup of that fd the second: libzmq then sees an end of file, announces DISCONNECTED and
+gives the memory of half-received messages back.
+
+An fd is only a number, and libzmq reuses it. So each connection is known by its socket's inode as
+well, and nothing is ever shut down whose inode or path is another: it may be a client's connection by now.
+
+Nothing about verbs, sessions or workers may be put here. A TCP listener would need its own `_identify`.
+
+Kind: IO.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import zmq
+
+from shared.clock import MS, now_ns
+from shared.defaults import AGENT_LOOK_MS, AGENT_PEERS_MAX, MEMORY_QUIET_MS, MEMORY_SLACK_BYTES, PEER_EVENTS_HWM
+from shared.pump import Pump
+
+_EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3): u16 event, i32 value (here: the fd)
+_UCRED = struct.Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
+_ACCEPTED = int(zmq.EVENT_ACCEPTED)
+_DISCONNECTED = int(zmq.EVENT_DISCONNECTED)
+
+
+class Loop(Protocol):
+    """What this package needs of an event loop."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> Any: ...
+    def remove_reader(self, fd: int) -> Any: ...
+    def call_soon(self, callback: Callable[[], None]) -> Any: ...
+
+
+def inode_of(fd: int) -> int:
+    """What this number means now; 0 = nothing."""
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return 0
+
+
+def reopen(fd: int, inode: int) -> socket.socket | None:
+    """A dup of a connection of ZeroMQ's, if the number still means it."""
+    try:
+        again = os.dup(fd)
+    except OSError:
+        return None
+    if inode_of(again) != inode:
+        os.close(again)
+        return None
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=again)
+
+
+def unread_bytes(fd: int, inode: int) -> int:
+    """What the kernel holds of a connection's bytes that libzmq has not read yet."""
+    connection = reopen(fd, inode)
+    if connection is None:
+        return 0
+    with connection:
+        try:
+            return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
+
+
+class Peer:
+    """One accepted connection. `owner` belongs to the transport: what speaks over it, or None yet."""
+
+    __slots__ = ("accepted_ns", "fd", "gid", "inode", "is_cut", "owner", "pid", "uid")
+
+    def __init__(self, fd: int, inode: int, uid: int, gid: int, pid: int, accepted_ns: int) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.accepted_ns = accepted_ns
+        self.is_cut = False
+        self.owner: Any = None
+
+    @property
+    def address(self) -> str:
+        """As libzmq's `Peer-Address` gives it for ipc: the kernel's word, taken at connect."""
+        return f"localhost:{self.uid}:{self.gid}:{self.pid}"
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} uid {self.uid}"
+
+
+class Peers:
+    """The connections of one ROUTER. Make it before the socket is bound, or early peers are missed.
+
+    `may_connect(uid)`: a connection of any other user is cut before it can say a word (counted).
+    `on_gone(peer)`: its connection ended, 2 ms after a kill -9 (2026-11); fail what waits for it.
+    """
+
+    def __init__(
+        self,
+        router: "zmq.Socket[bytes]",
+        loop: Loop,
+        path: str,
+        may_connect: Callable[[int], bool],
+        on_gone: Callable[[Peer], None],
+        *,
+        on_refused: Callable[[Peer, str], None] | None = None,
+        max_peers: int = AGENT_PEERS_MAX,
+        clock: Callable[[], int] = now_ns,
+    ) -> None:
+        self.by_fd: dict[int, Peer] = {}
+        self.refused = 0  # other users' connections, and those beyond max_peers
+        self._path = os.fsencode(path)
+        self._may_connect = may_connect
+        self._on_gone = on_gone
+        self._on_refused = on_refused
+        self._max_peers = max_peers
+        self._clock = clock
+        self._router = router
+        endpoint = f"inproc://peers-{id(router):x}"
+        router.monitor(endpoint, _ACCEPTED | _DISCONNECTED)
+        self._monitor = router.context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, PEER_EVENTS_HWM)
+        self._monitor.connect(endpoint)
+        self._pump = Pump(self._monitor, loop, self._event, again=zmq.Again, error=zmq.ZMQError)
+
+    def of(self, frame: "zmq.Frame") -> Peer | None:
+        """Who sent this frame (received with copy=False); None when that connection is gone already.
+
+        Reads what the monitor has to say first: the fd may have changed hands since.
+        """
+        self.catch_up()
+        try:
+            peer = self.by_fd.get(frame.get(zmq.SRCFD))
+            if peer is None or frame.get("Peer-Address") != peer.address:
+                return None
+        except zmq.ZMQError:
+            return None
+        return peer
+
+    def catch_up(self) -> None:
+        """Handle every announcement that is there."""
+        while not self._monitor.closed:
+            try:
+                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._event(frames)
+
+    def cut(self, peer: Peer) -> None:
+        """End its connection; `on_gone` follows when libzmq has seen it, or now if it is gone already."""
+        peer.is_cut = True
+        connection = reopen(peer.fd, peer.inode)
+        if connection is None:
+            self._forget(peer)
+            return
+        with connection:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has just ended by itself
+
+    def unread_bytes(self, peer: Peer) -> int:
+        """What the kernel holds of its bytes that libzmq has not read yet."""
+        return unread_bytes(peer.fd, peer.inode)
+
+    def close(self) -> None:
+        """Stop watching; the caller closes the ROUTER next."""
+        self.catch_up()  # with a full queue libzmq's I/O thread would hold the lock that the next line takes
+        self._router.monitor(None, 0)
+        self._pump.close()
+        self.by_fd.clear()
+
+    # --- announcements ----------------------------------------------------------------------------
+
+    def _event(self, frames: list[bytes]) -> None:
+        event, fd = _EVENT.unpack_from(frames[0])
+        if event == _ACCEPTED:
+            self._accepted(fd)
+        elif event == _DISCONNECTED:
+            peer = self.by_fd.get(fd)
+            if peer is not None:
+                self._forget(peer)
+
+    def _accepted(self, fd: int) -> None:
+        old = self.by_fd.get(fd)
+        if old is not None:
+            self._forget(old)  # libzmq closed it without a word, as it does when it refuses a routing id
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(fd))
+        except OSError:
+            return  # gone again; its DISCONNECTED is in the queue
+        with connection:
+            peer = self._identify(fd, connection)
+            if peer is None:
+                return
+            if len(self.by_fd) >= self._max_peers:
+                reason = "too many connections"
+            elif not self._may_connect(peer.uid):
+                reason = "no agent or worker may run as this user"
+            else:
+                self.by_fd[fd] = peer
+                return
+            self.refused += 1
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        if self._on_refused is not None:
+            self._on_refused(peer, reason)
+
+    def _identify(self, fd: int, connection: socket.socket) -> Peer | None:
+        """Who is at the other end, by the kernel's word; None when this is no connection of our socket."""
+        try:
+            if os.fsencode(connection.getsockname()) != self._path:
+                return None
+            pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        except (OSError, TypeError):  # no socket at all, or not one of a path: the number was given to something else
+            return None
+        return Peer(fd, inode_of(connection.fileno()), uid, gid, pid, self._clock())
+
+    def _forget(self, peer: Peer) -> None:
+        if self.by_fd.get(peer.fd) is peer:
+            del self.by_fd[peer.fd]
+            self._on_gone(peer)
+
+
+# --- memory that no message accounts for -----------------------------------------------------------
+
+
+class Suspect(NamedTuple):
+    """A peer that may be filling our memory: what it has under way, when it last finished a message."""
+
+    unread_bytes: int
+    last_seen_ns: int
+    cut: Callable[[], None]
+
+
+def resident_bytes() -> int:
+    """This process's RSS (proc(5), statm)."""
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read(128).split()[1]) * _PAGE
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class MemoryGuard:
+    """Finds peers in the middle of a multipart message that never ends.
+
+    libzmq shows a message only when it is whole, and its size limit is per frame: 619 MiB seen in three
+    seconds (2026-11). What it costs shows in the RSS alone; who it is shows in the kernel's
+    receive queue (never empty) and in that no whole message has come for a while. Growth for which no
+    such peer is found is ours, and becomes the new ground.
+    """
+
+    def __init__(
+        self,
+        *,
+        slack_bytes: int = MEMORY_SLACK_BYTES,
+        rss_bytes: Callable[[], int] = resident_bytes,
+        accounted_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.cuts = 0
+        self._slack = slack_bytes
+        self._rss = rss_bytes
+        self._accounted = accounted_bytes
+        self._ground = 0
+        self._looked_ns = 0
+        self._sources: list[Callable[[], Iterable[Suspect]]] = []
+
+    def watch(self, source: Callable[[], Iterable[Suspect]]) -> None:
+        """Ask this transport for its peers when memory grows."""
+        self._sources.append(source)
+
+    def forget(self, source: Callable[[], Iterable[Suspect]]) -> None:
+        """The transport is closed."""
+        self._sources.remove(source)
+
+    def look(self, now: int) -> None:
+        """Call it every AGENT_LOOK_MS."""
+        late = now - self._looked_ns > 3 * AGENT_LOOK_MS * MS
+        self._looked_ns = now
+        level = self._rss() - self._accounted()
+        if level < self._ground or not self._ground:
+            self._ground = level
+        if level - self._ground <= self._slack:
+            return
+        if late:
+            return  # we stood still ourselves: everybody's last message looks old, and unread bytes are our doing
+        quiet_before = now - MEMORY_QUIET_MS * MS
+        found = [
+            suspect
+            for source in self._sources
+            for suspect in source()
+            if suspect.last_seen_ns <= quiet_before and suspect.unread_bytes
+        ]
+        for suspect in found:
+            suspect.cut()
+        self.cuts += len(found)
+        if not found:
+            self._ground = level

@@ -1,0 +1,150 @@
+"""Which live instance of an agent gets a call, and who waits for which.
+
+An exchange stays with the instance that got its first event (it may keep state of the request); if that
+one goes, the exchange is not moved: `pins` then names an instance that is not live. For everything else
+the least busy one is chosen, healthy before degraded before unhealthy, in turn where that is a tie.
+
+Kind: pure.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+
+from agentd.call import Call, Instance
+
+ExchangeKey = tuple[bytes, int]  # worker identity, exchange id
+
+# What HEALTH said; whoever said draining gets nothing new, like one that is_draining.
+_RANK: Final[Mapping[str, float]] = {"healthy": 0.0, "degraded": 10.0, "unhealthy": 20.0}
+
+
+class Pool:
+    """The live instances of one agent. Never holds more pins than there are exchanges in flight."""
+
+    __slots__ = ("_turn", "instances", "pins")
+
+    def __init__(self) -> None:
+        self.instances: list[Instance] = []
+        self.pins: dict[ExchangeKey, Instance] = {}
+        self._turn = 0
+
+    def add(self, instance: Instance) -> None:
+        """It is live from now on."""
+        instance.is_live = True
+        self.instances.append(instance)
+
+    def remove(self, instance: Instance) -> None:
+        """It is gone; exchanges pinned to it stay so until they end."""
+        instance.is_live = False
+        self.instances.remove(instance)
+
+    def choose(self, without: Collection[Instance] = ()) -> Instance | None:
+        """The instance for a call that is not pinned; None = nobody has a free place now.
+
+        `without`: instances that were found unable to take this call.
+        """
+        instances = self.instances
+        if len(instances) == 1:
+            only = instances[0]
+            return only if is_free(only) and only not in without else None
+        best: Instance | None = None
+        best_score = 0.0
+        self._turn += 1
+        first = self._turn % len(instances) if instances else 0
+        for instance in instances[first:] + instances[:first]:
+            if not is_free(instance) or instance in without:
+                continue
+            score = _RANK.get(instance.health, 20.0) + len(instance.calls) / instance.limit + instance.load
+            if best is None or score < best_score:
+                best, best_score = instance, score
+        return best
+
+    def pin(self, key: ExchangeKey, instance: Instance) -> None:
+        """The exchange's events go to this instance from now on; the first pin stays."""
+        if key not in self.pins:
+            self.pins[key] = instance
+            instance.pins += 1
+
+    def unpin(self, key: ExchangeKey) -> Instance | None:
+        """The exchange has ended; which instance it was pinned to."""
+        instance = self.pins.pop(key, None)
+        if instance is not None:
+            instance.pins -= 1
+        return instance
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """The live instances, for the admin API."""
+        return [
+            {
+                "name": instance.name,
+                "in_flight": len(instance.calls),
+                "limit": instance.limit,
+                "pinned": instance.pins,
+                "is_paused": instance.is_paused,
+                "is_draining": instance.is_draining,
+                "health": instance.health,
+                "load": instance.load,
+            }
+            for instance in self.instances
+        ]
+
+
+class Queue:
+    """Calls without a permit, oldest first: in one row for any instance (None), in one more for each
+    instance that exchanges are pinned to, so that a busy instance holds up only what must go there."""
+
+    __slots__ = ("_rows", "length")
+
+    def __init__(self) -> None:
+        self._rows: dict[Instance | None, dict[int, Call]] = {}
+        self.length = 0
+
+    def __iter__(self) -> Iterator[Call]:
+        for row in self._rows.values():
+            yield from row.values()
+
+    def add(self, call: Call) -> None:
+        """At the end of the row of `call.instance`."""
+        self._rows.setdefault(call.instance, {})[call.number] = call
+        self.length += 1
+
+    def remove(self, call: Call) -> None:
+        """It has its turn, or nobody waits for it any more."""
+        row = self._rows[call.instance]
+        del row[call.number]
+        if not row:
+            del self._rows[call.instance]
+        self.length -= 1
+
+    def row(self, instance: Instance | None) -> list[Call]:
+        """Who waits for this one (None: for anyone)."""
+        return list(self._rows.get(instance, {}).values())
+
+    def has_row(self, instance: Instance | None) -> bool:
+        """Whether somebody waits for this one (None: for anyone)."""
+        return instance in self._rows
+
+    def head(self, pool: Pool) -> Call | None:
+        """The oldest call for which there is a free place."""
+        found: Call | None = None
+        for instance, row in self._rows.items():
+            if instance is None:
+                if pool.choose() is None:
+                    continue
+            elif len(instance.calls) >= instance.limit:
+                continue
+            for oldest in row.values():
+                if found is None or oldest.number < found.number:
+                    found = oldest
+                break
+        return found
+
+
+def is_free(instance: Instance) -> bool:
+    """May take a call of a new exchange now."""
+    return (
+        len(instance.calls) < instance.limit
+        and not instance.is_paused
+        and not instance.is_draining
+        and instance.health != "draining"
+    )

@@ -1,0 +1,396 @@
+"""The v2 ROUTER: moves messages between agents that dialled in and their sessions.
+
+    socket --Pump--> stranger? --> Reception --HELLO ...--> V2Session --VERDICTS--> lane.answered
+    lane --V2Session.send--> (loop tick) --flush--> EVENTS
+    monitor --Peers--> a connection ended: its session's calls fail at once
+
+No verb is understood here but VERDICTS, which have a way of their own. No tasks and no timers: the
+daemon calls `on_time` by `next_wakeup_ns`. A listener on tcp would be a second socket beside this one,
+with CURVE, a ZAP handler, ZAP_ENFORCE_DOMAIN and peers known by key instead of uid.
+
+Kind: IO.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import zmq
+
+from agentd.lane import Lane
+from agentd.peers import Loop, MemoryGuard, Peer, Peers, Suspect
+from agentd.registry import Registry
+from agentd.transport.zmq_reception import COMPONENT, Reception
+from agentd.transport.zmq_session import V2Session
+from shared import log
+from shared.clock import MS, S, now_ns
+from shared.config.schema import Agent
+from shared.defaults import (
+    AGENT_HEARTBEAT_MS,
+    AGENT_HWM,
+    AGENT_LINGER_MS,
+    AGENT_LOOK_MS,
+    AGENT_MAX_MESSAGE_BYTES,
+    BACKLOG,
+    HELLO_WITHIN_MS,
+    ZMTP_HANDSHAKE_MS,
+    ZMTP_HEARTBEAT_MS,
+    ZMTP_HEARTBEAT_TIMEOUT_MS,
+)
+from shared.pump import Pump
+from shared.runtime import Runtime
+from shared.wire.agent_messages import Bye, RefuseCode
+from shared.wire.agent_zmq import pack
+from shared.wire.session import MAY_HAVE_CALLS, Due, Event, State
+
+_VERDICTS = b"VERDICTS"
+_SNDMORE = int(zmq.SNDMORE)
+# Sessions stop at AGENT_HWM by their own count. libzmq learns that messages were read in lumps of half the
+# mark, and counts WELCOME, PONG and the like: with twice as much it does not refuse what they let through.
+_SNDHWM = 2 * AGENT_HWM + 100
+_EARLY_NS = AGENT_LOOK_MS * MS // 4  # a caller with a beat of the same length may come a little early
+
+
+class _NeverRaised(Exception):
+    """For Pump: errors other than EAGAIN shall come through."""
+
+
+class _Router:
+    """The ROUTER as Pump sees it: bytes from peers that are known, frames with their origin from others.
+
+    Frame by frame, because pyzmq's recv_multipart and send_multipart look up socket options and flags as
+    enums: 1.9 us instead of 3.0 to receive three frames, 1.3 instead of 3.9 to send them (2026-11).
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", known: Mapping[bytes, V2Session]) -> None:
+        self._known = known
+        self._recv = socket.recv
+        self._send = socket.send
+        self._close = socket.close
+        self.fileno = socket.fileno
+
+    def recv_multipart(self, flags: int, copy: bool) -> list[Any]:
+        recv = self._recv
+        routing_id = recv(flags)
+        frames: list[Any] = [routing_id]
+        is_known = routing_id in self._known
+        more = True
+        while more:
+            frame = recv(flags, False)
+            frames.append(frame.bytes if is_known else frame)
+            more = frame.more
+        return frames
+
+    def send_multipart(self, frames: Sequence[bytes], flags: int) -> None:
+        send, more = self._send, flags | _SNDMORE
+        for frame in frames[:-1]:
+            send(frame, more)
+        send(frames[-1], flags)
+
+    def close(self, linger: int) -> None:
+        self._close(AGENT_LINGER_MS)  # for the last BYE
+
+
+class V2Transport:
+    """All zmq-v2 agents behind `runtime.agents_endpoint`.
+
+    `random_bytes(n)` makes nonces and session ids; `on_change()` is called when a session became ready or
+    ended. `registry.seats` has what is counted per agent. Raises ConfigError for a secret that cannot be read.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        loop: Loop,
+        runtime: Runtime,
+        agents: Iterable[Agent],
+        lanes: Mapping[str, Lane],
+        *,
+        clock: Callable[[], int] = now_ns,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        heartbeat_ms: int = AGENT_HEARTBEAT_MS,
+        guard: MemoryGuard | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.registry = Registry(agents, lanes)
+        self.clock = clock
+        self.not_taken = 0  # messages that ZeroMQ refused: a full pipe, a peer that is gone
+        self._reception = Reception(self.registry, self, clock, random_bytes, heartbeat_ms, on_change)
+        self._sessions = self._reception.sessions
+        self._context = context
+        self._loop = loop
+        self._runtime = runtime
+        self._heartbeat_ms = heartbeat_ms
+        self._guard = MemoryGuard() if guard is None else guard
+        self._marked: list[V2Session] = []
+        self._pump: Pump | None = None
+        self._peers: Peers | None = None
+        self._looked_ns = 0
+        self._next_look_ns = 0
+        self._drained: asyncio.Future[None] | None = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind. The caller holds the runtime directory's lock: a second bind would steal the path."""
+        socket = self._context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.SNDHWM, _SNDHWM),
+            (zmq.RCVHWM, AGENT_HWM),
+            (zmq.MAXMSGSIZE, AGENT_MAX_MESSAGE_BYTES),
+            (zmq.LINGER, 0),
+            (zmq.BACKLOG, BACKLOG),
+            (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
+            (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
+        ):
+            socket.setsockopt(option, value)
+        path = self._runtime.agents_socket
+        self._peers = Peers(
+            socket,
+            self._loop,
+            path,
+            lambda uid: uid in self.registry.uids,
+            self._gone,
+            on_refused=self._log_cut,
+            clock=self.clock,
+        )
+        old = os.umask(0o117)  # 0660; around bind alone, it would make directories untraversable
+        try:
+            socket.bind(self._runtime.agents_endpoint)
+        except zmq.ZMQError:
+            self._peers.close()
+            socket.close(0)
+            raise
+        finally:
+            os.umask(old)
+        try:
+            os.chown(path, -1, os.stat(os.path.dirname(path)).st_gid)  # agents reach it by the directory's group
+        except PermissionError:
+            log.line(COMPONENT, log.WARNING, "the agents' socket keeps this process's group", path=path)
+        self._pump = Pump(
+            _Router(socket, self._sessions), self._loop, self._message, again=zmq.Again, error=_NeverRaised
+        )
+        self._guard.watch(self._suspects)
+        self._looked_ns = self.clock()
+        self._next_look_ns = self._looked_ns + AGENT_LOOK_MS * MS
+
+    def begin_drain(self, deadline_ns: int) -> None:
+        """agentd leaves: DRAIN to every instance, no new sessions."""
+        self.registry.is_closing = True
+        for session in list(self._sessions.values()):
+            if session.wire.state is State.CHALLENGED:
+                self._reception.refuse(session, RefuseCode.SHUTTING_DOWN, "agentd is shutting down")
+            else:
+                session.begin_drain(deadline_ns)
+
+    @property
+    def is_drained(self) -> bool:
+        """Every instance has got its BYE, or is gone."""
+        return not any(session.wire.state in MAY_HAVE_CALLS for session in self._sessions.values())
+
+    async def stop(self, deadline_ns: int) -> None:
+        """DRAIN to all, BYE to each when nothing of its is left or at the deadline, then close.
+
+        Calls that come meanwhile for pinned requests are still sent. Needs `on_time` to be called.
+        """
+        self.begin_drain(deadline_ns)
+        self._flush()
+        if not self.is_drained:
+            self._drained = asyncio.get_running_loop().create_future()
+            wait_s = (deadline_ns - self.clock()) / S + 5 * AGENT_LOOK_MS / 1000  # in case nobody calls on_time
+            await asyncio.wait((self._drained,), timeout=wait_s)
+        self.close()
+
+    def close(self) -> None:
+        """Close now; what is in flight fails as Disconnected."""
+        if self._pump is None or self._peers is None:
+            return
+        for session in list(self._sessions.values()):
+            if session.wire.state in MAY_HAVE_CALLS or session.wire.state is State.CONFIGURING:
+                self.last_words(session, pack(Bye()))
+            self._reception.lost(session, "agentd is shutting down")
+        self._guard.forget(self._suspects)
+        self._peers.close()
+        self._pump.close()
+        self._pump = self._peers = None
+        try:
+            os.unlink(self._runtime.agents_socket)
+        except FileNotFoundError:
+            pass
+
+    def configure(self, agents: Iterable[Agent], lanes: Mapping[str, Lane], drain_deadline_ns: int) -> None:
+        """Another configuration: CONFIG to whom it concerns, DRAIN to agents that are gone from it.
+
+        Raises ConfigError and changes nothing when a secret cannot be read.
+        """
+        gone = self.registry.configure(agents, lanes)
+        now = self.clock()
+        for session in list(self._sessions.values()):
+            seat, state = session.seat, session.wire.state
+            if seat is None or state in (State.HELLO, State.CHALLENGED, State.REFUSED):
+                continue
+            missing = seat.missing_events(session.hello.events)
+            if seat in gone:
+                session.begin_drain(drain_deadline_ns)
+            elif session.peer.uid not in seat.uids:
+                text = "the configuration does not allow this user any more"
+                self._reception.refuse(session, RefuseCode.NOT_ALLOWED, text)
+            elif missing:
+                text = f"the configuration asks for {', '.join(missing)}"
+                self._reception.refuse(session, RefuseCode.MISSING_EVENTS, text)
+            elif session.config_version != seat.configuration.config_version:
+                self._reception.say(session, Event.RECONFIGURE, now)
+                session.pause()
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """For the admin API: every connection that has said something."""
+        now = self.clock()
+        return [session.snapshot(now) for session in self._sessions.values()]
+
+    @property
+    def garbage(self) -> int:
+        """Messages of connections without a session; the rest is counted per seat."""
+        return self._reception.garbage
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def next_wakeup_ns(self) -> int | None:
+        """When on_time has something to do."""
+        return self._next_look_ns if self._pump is not None else None
+
+    def on_time(self, now: int) -> None:
+        """Look at silence, strangers, drains and memory; call it at next_wakeup_ns or any time later."""
+        if now < self._next_look_ns - _EARLY_NS or self._peers is None:
+            return
+        stood_still = now - self._looked_ns > self._heartbeat_ms * MS
+        self._looked_ns = now
+        self._next_look_ns = now + AGENT_LOOK_MS * MS
+        for session in list(self._sessions.values()):
+            if stood_still:
+                session.wire.forgive(now)
+            self._look(session, now)
+        for peer in list(self._peers.by_fd.values()):
+            if peer.owner is None and now - peer.accepted_ns >= HELLO_WITHIN_MS * MS:
+                self._cut(peer, "no HELLO in time")
+        self._guard.look(now)
+        self._reception.log.tick(now)
+        self._tell_drained()
+
+    def _look(self, session: V2Session, now: int) -> None:
+        due = session.wire.due(now)
+        wants_pong = session.look(now)
+        if due is Due.PING or (wants_pong and due is Due.NOTHING):
+            self.transmit(session, session.ping())
+        elif due is Due.SILENT:
+            self.drop(session, f"silent for {3 * self._heartbeat_ms} ms")
+        elif due is Due.NO_HELLO:
+            self.drop(session, "not introduced in time")
+        elif due is Due.REFUSED:
+            self.drop(session, "refused")
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None and not self._drained.done() and self.is_drained:
+            self._drained.set_result(None)
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    def _message(self, frames: list[Any]) -> None:
+        session = self._sessions.get(frames[0])
+        now = self.clock()
+        if session is None:
+            session = self._stranger(frames)
+            if session is None:
+                return
+            frames = [frames[0], *(frame.bytes for frame in frames[1:])]
+        session.wire.heard(now)
+        if frames[1] == _VERDICTS and session.wire.state in MAY_HAVE_CALLS:
+            wrong = session.take_verdicts(frames[2:], now)
+            if wrong:
+                self._reception.bad(session, wrong, now)
+        else:
+            self._reception.control(session, frames[1:], now)
+
+    def _stranger(self, frames: list[Any]) -> V2Session | None:
+        """The first message of a connection: whose is it? None = the connection is gone already."""
+        assert self._peers is not None
+        peer = self._peers.of(frames[1])
+        if peer is None or peer.is_cut:
+            return None
+        return self._reception.open(peer, frames[0], peer.accepted_ns)
+
+    # --- out (Door, Outbox) -----------------------------------------------------------------------
+
+    def mark(self, session: V2Session) -> None:
+        """Flush it with this loop tick."""
+        session.is_marked = True
+        if not self._marked:
+            self._loop.call_soon(self._flush)
+        self._marked.append(session)
+
+    def _flush(self) -> None:
+        marked, self._marked = self._marked, []
+        now = self.clock()
+        for session in marked:
+            session.flush(now)
+        if self._drained is not None:
+            self._tell_drained()
+
+    def transmit(self, session: V2Session, frames: Sequence[bytes]) -> bool:
+        """Send; a peer that is gone ends its session here."""
+        pump = self._pump
+        if pump is None:
+            return False
+        try:
+            if pump.send((session.routing_id, *frames)):
+                return True
+        except zmq.ZMQError as error:  # EHOSTUNREACH: its DISCONNECTED is on the way
+            self._reception.lost(session, f"unreachable: {error.strerror}")
+        self.not_taken += 1
+        return False
+
+    def last_words(self, session: V2Session, frames: Sequence[bytes]) -> None:
+        """Send; whether it arrives changes nothing."""
+        try:
+            if self._pump is not None:
+                self._pump.send((session.routing_id, *frames))
+        except zmq.ZMQError:
+            pass
+
+    def finish(self, session: V2Session) -> None:
+        """Its drain is over."""
+        self._reception.finish(session)
+
+    def drop(self, session: V2Session, reason: str) -> None:
+        """End session and connection."""
+        peer = session.peer
+        self._reception.lost(session, reason)
+        self._cut(peer, reason)
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def _gone(self, peer: Peer) -> None:
+        if peer.owner is not None:
+            self._reception.lost(peer.owner, "connection closed")
+
+    def _cut(self, peer: Peer, reason: str) -> None:
+        if self._peers is not None and not peer.is_cut:
+            self._log_cut(peer, reason)
+            self._peers.cut(peer)
+
+    def _log_cut(self, peer: Peer, reason: str) -> None:
+        self._reception.log.line(log.WARNING, "connection cut", peer=str(peer), reason=reason)
+
+    def _suspects(self) -> list[Suspect]:
+        """For the memory guard: who has bytes under way."""
+        peers = self._peers
+        found = []
+        for peer in list(peers.by_fd.values()) if peers is not None else ():
+            unread = peers.unread_bytes(peer) if peers is not None else 0
+            if unread:
+                seen_ns = peer.accepted_ns if peer.owner is None else peer.owner.wire.last_seen_ns
+                found.append(Suspect(unread, seen_ns, partial(self._cut, peer, "endless message")))
+        return found

@@ -1,0 +1,143 @@
+"""All v1 agents: how many connections, when they are dialled, how they end together.
+
+One agent = `connections` lockstep connections (agentd/transport/zmq_lockstep.py), each an instance of
+its lane. No tasks and no timers: the daemon calls `on_time`.
+
+Kind: IO.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import zmq
+
+from agentd.lane import Lane
+from agentd.peers import Loop, MemoryGuard, Suspect, unread_bytes
+from agentd.registry import configuration
+from agentd.transport.verdicts import VerdictReader
+from agentd.transport.zmq_lockstep import Link, V1Connection
+from shared.clock import S, now_ns
+from shared.config.schema import Agent
+from shared.defaults import AGENT_LOOK_MS
+from shared.wire.agent_zmq import decode_v1_verdict
+
+
+class V1Transport:
+    """All zmq-v1 agents: `connections` of each, dialled for ever. `random()` is the jitter, 0 <= x < 1."""
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        loop: Loop,
+        agents: Iterable[Agent],
+        lanes: Mapping[str, Lane],
+        *,
+        clock: Callable[[], int] = now_ns,
+        random: Callable[[], float] = random.random,
+        guard: MemoryGuard | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.context = context
+        self.loop = loop
+        self.clock = clock
+        self.random = random
+        self.on_change = on_change
+        self.connections: list[V1Connection] = []
+        self._guard = guard
+        self._drained: asyncio.Future[None] | None = None
+        self._add(agents, lanes)
+
+    def _add(self, agents: Iterable[Agent], lanes: Mapping[str, Lane]) -> list[V1Connection]:
+        made = []
+        for agent in agents:
+            if agent.protocol == "zmq-v1":
+                reader = VerdictReader(agent.name, decode_v1_verdict)
+                for number in range(1, agent.connections + 1):
+                    made.append(V1Connection(self, agent, lanes[agent.name], reader, number))
+        self.connections += made
+        return made
+
+    def start(self) -> None:
+        """Dial all of them."""
+        if self._guard is not None:
+            self._guard.watch(self._suspects)
+        self.on_time(self.clock())
+
+    def next_wakeup_ns(self) -> int | None:
+        """When on_time has something to do."""
+        times = [c.due_ns for c in self.connections if c.state not in (Link.READY, Link.CLOSED)]
+        times += [c.drain_deadline_ns for c in self.connections if c.is_draining and c.state is not Link.CLOSED]
+        return min(times, default=None)
+
+    def on_time(self, now: int) -> None:
+        """Dial and give up what is due; call it at next_wakeup_ns or any time later."""
+        for connection in self.connections:
+            connection.on_time(now)
+
+    def configure(self, agents: Iterable[Agent], lanes: Mapping[str, Lane], drain_deadline_ns: int) -> None:
+        """Another configuration: agents whose endpoint, connections or own table changed are drained and dialled
+        anew; the others are left alone."""
+        wanted = {agent.name: agent for agent in agents if agent.protocol == "zmq-v1"}
+        kept: set[str] = set()
+        self.connections = [c for c in self.connections if c.state is not Link.CLOSED]
+        for connection in self.connections:
+            agent = wanted.get(connection.settings.name)
+            if connection.is_draining:
+                continue
+            if agent is not None and _is_same(agent, connection.settings):
+                kept.add(agent.name)
+            else:
+                connection.begin_drain(drain_deadline_ns)
+        now = self.clock()
+        for connection in self._add([agent for name, agent in wanted.items() if name not in kept], lanes):
+            connection.on_time(now)
+
+    @property
+    def is_drained(self) -> bool:
+        """Nothing is left."""
+        return all(connection.state is Link.CLOSED for connection in self.connections)
+
+    async def stop(self, deadline_ns: int) -> None:
+        """Let calls and pinned requests end, up to the deadline; then close. Needs `on_time` to be called."""
+        self._drained = asyncio.get_running_loop().create_future()
+        for connection in self.connections:
+            connection.begin_drain(deadline_ns)
+        if not self.is_drained:
+            wait_s = (deadline_ns - self.clock()) / S + 5 * AGENT_LOOK_MS / 1000  # in case nobody calls on_time
+            await asyncio.wait((self._drained,), timeout=wait_s)
+        self.close()
+
+    def closed(self) -> None:
+        """A connection has ended for good."""
+        if self._drained is not None and not self._drained.done() and self.is_drained:
+            self._drained.set_result(None)
+
+    def close(self) -> None:
+        """Close now; what is in flight fails as Disconnected."""
+        if self._guard is not None and self.connections:
+            self._guard.forget(self._suspects)
+        for connection in self.connections:
+            connection.close("agentd is shutting down")
+        self.connections = []
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """For the admin API: every connection."""
+        now = self.clock()
+        return [connection.snapshot(now) for connection in self.connections]
+
+    def _suspects(self) -> list[Suspect]:
+        """For the memory guard: who has bytes under way."""
+        found = []
+        for connection in self.connections:
+            unread = unread_bytes(connection.fd, connection.inode) if connection.fd >= 0 else 0
+            if unread:
+                found.append(Suspect(unread, connection.last_seen_ns, connection.cut))
+        return found
+
+
+def _is_same(new: Agent, old: Agent) -> bool:
+    return (new.endpoint, new.connections) == (old.endpoint, old.connections) and configuration(new) == configuration(
+        old
+    )

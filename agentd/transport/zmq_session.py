@@ -1,0 +1,396 @@
+"""One v2 agent instance: batches its events out, takes its verdicts in, knows what it has not read yet.
+
+Out: `send` and `cancel` only note; the transport calls `flush` once per loop tick, and everything noted
+leaves as one EVENTS message (per `max_batch`) and one CANCEL. In: verdicts in any order and grouping.
+
+An agent that does not read fills ZeroMQ's pipe, which counts messages, not bytes. So what was sent and
+not yet shown to be read is counted here, in both; a verdict or a PONG shows that everything sent before
+was read. Over the bound `send` is False (QueueFull), however the calls ended meanwhile.
+
+What the session may say and hear stands in shared/wire/session.py. No sockets here, no identity checks.
+
+Kind: IO (the transport sends).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from agentd.call import Call, CallState
+from agentd.peers import Peer
+from agentd.registry import Seat
+from shared.clock import MS
+from shared.decision import Outcome
+from shared.defaults import (
+    AGENT_ENDED_REMEMBERED,
+    AGENT_HWM,
+    AGENT_MAX_MESSAGE_BYTES,
+    DRAIN_DEADLINE_MS,
+    SESSION_MAX_BYTES,
+)
+from shared.errors import WireError
+from shared.wire.agent_messages import Cancel, Drain, Hello, Ping, VerdictEntry
+from shared.wire.agent_zmq import EventRow, check_size, pack, pack_events, salvage_verdicts, unpack_verdicts
+from shared.wire.envelope import CancelReason
+from shared.wire.messages import Screened
+from shared.wire.session import MAY_HAVE_CALLS, Event, Session, State
+
+_SENT = CallState.SENT
+_WELCOMED = MAY_HAVE_CALLS | {State.CONFIGURING}
+_ROW_BYTES = 64  # of a call's id, budget and punctuation in EVENTS, rounded up
+_EVENTS_MAX_BYTES = AGENT_MAX_MESSAGE_BYTES - 4_096
+_BYTES_PROBE = SESSION_MAX_BYTES // 2
+_MESSAGES_PROBE = AGENT_HWM // 2
+
+
+class Outbox(Protocol):
+    """What a session needs of its transport."""
+
+    def clock(self) -> int:
+        """CLOCK_MONOTONIC ns."""
+
+    def mark(self, session: "V2Session") -> None:
+        """Call its `flush` in this loop tick."""
+
+    def transmit(self, session: "V2Session", frames: Sequence[bytes]) -> bool:
+        """False: not taken, its pipe is full or gone (then the session is over)."""
+
+    def finish(self, session: "V2Session") -> None:
+        """It is drained: BYE, and over."""
+
+    def drop(self, session: "V2Session", reason: str) -> None:
+        """End the session and its connection."""
+
+
+class _Remembered:
+    """The latest members, at least `limit` of them, at most twice as many."""
+
+    __slots__ = ("_limit", "_older", "_young")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: set[str] = set()
+        self._older: set[str] = set()
+
+    def add(self, member: str) -> None:
+        self._young.add(member)
+        if len(self._young) >= self._limit:
+            self._older, self._young = self._young, set()
+
+    def __contains__(self, member: str) -> bool:
+        return member in self._young or member in self._older
+
+
+class V2Session:
+    """An `Instance` (agentd/call.py) from its WELCOME on; before, a connection that has said something."""
+
+    def __init__(self, outbox: Outbox, peer: Peer, routing_id: bytes, wire: Session, session_id: str) -> None:
+        # what the lane reads and keeps
+        self.name = ""
+        self.limit = 1
+        self.calls: dict[str, Call] = {}
+        self.pins = 0
+        self.is_live = False
+        self.is_paused = False
+        self.is_draining = False
+        self.health = "healthy"
+        self.load = 0.0
+        # who it is
+        self.wire = wire
+        self.peer = peer
+        self.routing_id = routing_id
+        self.session_id = session_id
+        self.seat: Seat | None = None
+        self.hello = Hello(0, "", "-", [])
+        self.batch = 1
+        self.nonce = b""
+        self.config_version = ""  # of the latest CONFIG
+        self.health_message = ""
+        self.has_asked_pause = False
+        self.drain_deadline_ns = 0
+        self.retry_at_ns: int | None = None  # of a refusal; None = final
+        self.is_drained = False
+        # counters for people
+        self.malformed = 0
+        self.strays = 0  # verdicts for calls never sent here
+        self.events_sent = 0
+        self.verdicts_taken = 0
+        # what is to be sent in this tick
+        self.is_marked = False
+        self._out: list[Call] = []
+        self._cancels: list[tuple[str, str]] = []
+        # what was sent and may not have been read: (sent ns, number of the message, bytes)
+        self._flights: deque[tuple[int, int, int]] = deque()
+        self._number = 0
+        self._unread_bytes = 0
+        self._is_full = False
+        self._is_probing = False
+        self._unanswered = _Remembered(AGENT_ENDED_REMEMBERED)
+        self._answered = _Remembered(AGENT_ENDED_REMEMBERED // 8)  # thousands of sessions: only duplicates ask for it
+        self._outbox = outbox
+
+    # --- for the lane -----------------------------------------------------------------------------
+
+    def send(self, call: Call) -> bool:
+        """Note it for this tick's EVENTS."""
+        size = len(call.event) + _ROW_BYTES
+        messages = len(self._flights) + len(self._out) // self.batch
+        if self._is_full or self._unread_bytes + size > SESSION_MAX_BYTES or messages >= AGENT_HWM - 1:
+            return False
+        self._unread_bytes += size
+        self._out.append(call)
+        if not self.is_marked:
+            self._outbox.mark(self)
+        return True
+
+    def cancel(self, call: Call, reason: CancelReason) -> bool:
+        """Note it for this tick's CANCEL, unless the agent has never seen it."""
+        if call in self._out:
+            self._unread_bytes -= len(call.event) + _ROW_BYTES
+            self._out.remove(call)
+            return True
+        self._unanswered.add(call.call_id)
+        self._cancels.append((call.call_id, reason.word))
+        if not self.is_marked:
+            self._outbox.mark(self)
+        return True
+
+    def drained(self) -> None:
+        """The lane has nothing left for it; BYE leaves with this tick."""
+        if self.wire.state is State.DRAINING:
+            self.is_drained = True
+            if not self.is_marked:
+                self._outbox.mark(self)
+
+    def begin_drain(self, deadline_ns: int) -> None:
+        """Say DRAIN; BYE follows when nothing is left, at the deadline at the latest."""
+        if self.wire.state in _WELCOMED:
+            now = self._outbox.clock()
+            self.wire.feed(Event.DRAIN, now)
+            self._outbox.transmit(self, pack(Drain(deadline_ms=max(0, (deadline_ns - now) // MS))))
+            self._drain_until(deadline_ns)
+
+    def close(self, reason: str) -> None:
+        """End it now."""
+        self._outbox.drop(self, reason)
+
+    # --- for the transport ------------------------------------------------------------------------
+
+    def introduce(self, hello: Hello, seat: Seat) -> None:
+        """It may become an instance of this agent."""
+        self.hello = hello
+        self.seat = seat
+        self.name = hello.instance
+        self.limit = hello.calls
+        self.batch = hello.batch
+
+    def pause(self, *, is_asked: bool | None = None) -> None:
+        """Work out `is_paused` anew; `is_asked` by PAUSE or RESUME."""
+        if is_asked is not None:
+            self.has_asked_pause = is_asked
+        self.is_paused = self.has_asked_pause or self.wire.state is State.RECONFIGURING
+        if self.is_live and not self.is_paused:
+            assert self.seat is not None
+            self.seat.lane.woken()
+
+    def agent_drains(self, drain: Drain, now: int) -> None:
+        """The agent said DRAIN."""
+        self.wire.feed(Event.AGENT_DRAINS, now)
+        wait_ms = DRAIN_DEADLINE_MS if drain.deadline_ms is None else drain.deadline_ms
+        self._drain_until(now + wait_ms * MS)
+
+    def _drain_until(self, deadline_ns: int) -> None:
+        self.drain_deadline_ns = deadline_ns
+        self.is_draining = True
+        if not self.calls and not self.pins:
+            self.drained()
+
+    def flush(self, now: int) -> None:
+        """Send what this tick has noted."""
+        self.is_marked = False
+        if self._out:
+            self._flush_events(now)
+        if self._cancels:
+            cancels, self._cancels = self._cancels, []
+            if self.wire.state in MAY_HAVE_CALLS:
+                self._transmit(pack(Cancel(cancels)), 0, now)
+        if self.is_drained and self.wire.state is State.DRAINING:
+            self._outbox.finish(self)
+
+    def _flush_events(self, now: int) -> None:
+        out, self._out = self._out, []
+        limit = self.batch
+        batch: list[Call] = []
+        rows: list[EventRow] = []
+        size = 0
+        for call in out:
+            if call.state is not _SENT:
+                continue  # it ended in this very tick
+            event = call.event
+            room = len(event) + _ROW_BYTES
+            if len(rows) >= limit or size + room > _EVENTS_MAX_BYTES:
+                self._send_batch(batch, rows, size, now)
+                batch, rows, size = [], [], 0
+            batch.append(call)
+            rows.append((call.call_id, (call.deadline_ns - now) // MS, event, None))
+            size += room
+        if rows:
+            self._send_batch(batch, rows, size, now)
+
+    def _send_batch(self, batch: list[Call], rows: list[EventRow], size: int, now: int) -> None:
+        if self._is_full or not self._transmit(pack_events(rows), size, now):
+            self._unread_bytes -= size
+            self._is_full = True  # until the next look
+            for call in batch:
+                if call.state is _SENT:
+                    self._lane_failed(call, Outcome.QUEUE_FULL, "its socket is full")
+            return
+        self.events_sent += len(rows)
+
+    def _transmit(self, frames: Sequence[bytes], size: int, now: int) -> bool:
+        if not self._outbox.transmit(self, frames):
+            return False
+        self._number += 1
+        self._flights.append((now, self._number, size))
+        return True
+
+    def _lane_failed(self, call: Call, outcome: Outcome, message: str) -> None:
+        assert self.seat is not None
+        self.seat.lane.failed(call, outcome, message)
+
+    def take_verdicts(self, frames: Sequence[bytes], now: int) -> str:
+        """VERDICTS: `frames` from the JSON on. Returns what is wrong with the message, "" if nothing is."""
+        seat = self.seat
+        assert seat is not None
+        wrong = ""
+        bodies = frames[1:]
+        try:
+            if len(frames) > 1:
+                check_size(frames)
+            elif not frames:
+                raise WireError("VERDICTS: wants a frame of JSON")
+            entries = unpack_verdicts(frames[0])
+        except WireError as error:
+            try:
+                check_size(frames)
+                entries, bad, lost = salvage_verdicts(frames[0] if frames else b"")
+            except WireError:
+                return str(error)
+            for call_id in bad:
+                if not self._answer(call_id, Screened(malformed=str(error))):
+                    lost += 1
+            if lost:
+                wrong = f"VERDICTS: {lost} entries belong to no call"
+        calls, lane, read, remember = self.calls, seat.lane, seat.reader.read, self._answered.add
+        used: set[int] = set()
+        sent_ns = 0
+        for entry in entries:
+            call = calls.get(entry.call)
+            if call is None:
+                wrong = self._stray(entry.call) or wrong
+                continue
+            sent_ns = call.sent_ns
+            remember(entry.call)
+            if entry.n is None:
+                lane.answered(call, read(entry.verdict, call.asked.may_set_host))
+            else:
+                lane.answered(call, self._with_body(entry, call, bodies, used))
+        self.verdicts_taken += len(entries)
+        if sent_ns:
+            self._read_before(sent_ns)
+        return wrong
+
+    def _answer(self, call_id: str, screened: Screened) -> bool:
+        """False: no call of this session's."""
+        call = self.calls.get(call_id)
+        if call is None:
+            return not self._stray(call_id)
+        self._answered.add(call_id)
+        assert self.seat is not None
+        self.seat.lane.answered(call, screened)
+        return True
+
+    def _with_body(self, entry: VerdictEntry, call: Call, bodies: Sequence[bytes], used: set[int]) -> Screened:
+        assert self.seat is not None
+        n = entry.n
+        if n is None or not 0 <= n < len(bodies):
+            return Screened(malformed=f"names body frame {n}, the message has {len(bodies)}")
+        if n in used:
+            return Screened(malformed=f"names body frame {n}, which another verdict has")
+        used.add(n)
+        return self.seat.reader.read(entry.verdict, call.asked.may_set_host, bodies[n])
+
+    def _stray(self, call_id: str) -> str:
+        """A verdict for no call in flight: late if it was sent here once, else garbage (what is wrong)."""
+        assert self.seat is not None
+        if call_id in self._unanswered or call_id in self._answered:
+            self.seat.lane.late_verdict()
+            return ""
+        self.strays += 1
+        return f"VERDICTS: call {call_id[:40]!r} was never sent to this session"
+
+    # --- what was read ----------------------------------------------------------------------------
+
+    def _read_before(self, sent_ns: int) -> None:
+        """An answer to a call noted then: whatever left earlier has been read."""
+        flights = self._flights
+        while flights and flights[0][0] < sent_ns:
+            self._unread_bytes -= flights.popleft()[2]
+
+    def pong(self, frames: Sequence[bytes]) -> None:
+        """The answer to a `ping`; another's is only a sign of life."""
+        self._is_probing = False
+        if len(frames) == 1 and len(frames[0]) <= 16 and frames[0].isdigit():
+            number = int(frames[0])
+            flights = self._flights
+            while flights and flights[0][1] <= number:
+                self._unread_bytes -= flights.popleft()[2]
+
+    def ping(self) -> list[bytes]:
+        """PING with the number of the last message; whoever echoes it has read that."""
+        return pack(Ping((b"%d" % self._number,)))
+
+    def look(self, now: int) -> bool:
+        """Every AGENT_LOOK_MS: try a full socket again; True = ask for a PONG to see what was read."""
+        self._is_full = False
+        if self.drain_deadline_ns and now >= self.drain_deadline_ns:
+            self.drained()
+        if self._is_probing or (self._unread_bytes < _BYTES_PROBE and len(self._flights) < _MESSAGES_PROBE):
+            return False
+        self._is_probing = True
+        return True
+
+    @property
+    def unread_bytes(self) -> int:
+        """Sent, and not shown to be read."""
+        return self._unread_bytes
+
+    def snapshot(self, now: int) -> dict[str, Any]:
+        """For the admin API."""
+        return {
+            "agent": self.seat.name if self.seat is not None else "",
+            "instance": self.name,
+            "session": self.session_id,
+            "transport": "zmq-v2",
+            "state": self.wire.state.value,
+            "uid": self.peer.uid,
+            "pid": self.peer.pid,
+            "version": self.hello.version or "",
+            "events": list(self.hello.events),
+            "in_flight": len(self.calls),
+            "limit": self.limit,
+            "max_batch": self.batch,
+            "pinned": self.pins,
+            "is_paused": self.is_paused,
+            "is_draining": self.is_draining,
+            "health": self.health,
+            "health_message": self.health_message,
+            "load": self.load,
+            "unread_bytes": self._unread_bytes,
+            "since_ms": (now - self.wire.since_ns) // MS,
+            "last_seen_ms": (now - self.wire.last_seen_ns) // MS,
+            "events_sent": self.events_sent,
+            "verdicts": self.verdicts_taken,
+            "malformed": self.malformed,
+            "strays": self.strays,
+        }

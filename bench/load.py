@@ -1,0 +1,50 @@
+"""One load: Debian's wrk for so many seconds over so many connections, and what it found.
+
+Kind: IO.
+"""
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent / "report.lua"
+NO_WRK = "wrk is not installed: the bench measures with Debian's (apt-get install wrk)"
+
+
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`errors` counts connect, read, write and timeout errors and responses that are no 2xx or 3xx."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+    @property
+    def per_s(self) -> float:
+        return self.requests / self.seconds if self.seconds else 0.0
+
+
+def drive(url: str, connections: int, seconds: float) -> Load:
+    """Load a URL. wrk knows whole seconds; less than one is one."""
+    whole = max(1, round(seconds))
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "5s", "-s", str(SCRIPT), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=whole + 30, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("report "):
+            found = json.loads(line.removeprefix("report "))
+            return Load(
+                found["requests"],
+                found["duration_us"] / 1e6,
+                found["p50_us"] / 1e3,
+                found["p99_us"] / 1e3,
+                sum(found["errors"].values()),
+            )
+    raise RuntimeError(f"wrk said nothing that could be read:\n{done.stdout}\n{done.stderr}")

@@ -1,0 +1,274 @@
+"""What one worker holds besides its connections: routes, pools, the hop, the sweep, accounts.
+
+Built after the fork from the config and plans that the worker inherited. Everything that is the same
+for many requests is computed here, once per config, and looked up per request.
+
+Kind: IO.
+"""
+
+import os
+import random
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from email.utils import formatdate
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from proxy.dispatch import Dispatch, PlanView
+from proxy.forwarded import Trust
+from proxy.routing import RoutingTable
+from proxy.upstream.pool import UpstreamPool
+from shared import log
+from shared.clock import MS, S, now_ns
+from shared.config.load import Loaded
+from shared.config.schema import Server
+from shared.defaults import CONNECTION_SWEEP_MS, DRAIN_IDLE_S, LINGER_MS, PROBE_AFTER_S, SWEEP_MS
+from shared.events import EventKind
+from shared.metrics import (
+    R_IN_FLIGHT,
+    REFUSED_AT,
+    REFUSED_OTHER,
+    U_LAST_FAILURE_NS,
+    U_LAST_OK_NS,
+    W_BYTES_IN,
+    W_BYTES_OUT,
+    W_IN_FLIGHT,
+    W_LOG_DROPPED,
+    W_REFUSED,
+    W_REQUESTS,
+)
+from shared.plan import Plan
+from shared.runtime import Runtime
+from shared.segment import AgentdView, WorkerSlot
+from shared.wire.audit import AuditRecord, encode
+from shared.wire.envelope import Register
+from shared.wire.messages import route_metadata, timestamp
+
+if TYPE_CHECKING:
+    from proxy.protocol import ProxyProtocol
+
+
+class RouteRuntime:
+    """One route with what its requests need."""
+
+    __slots__ = ("cells", "fallback_host", "metadata_part", "name", "pool", "request_view", "response_view")
+
+    def __init__(
+        self,
+        name: str,
+        pool: UpstreamPool,
+        fallback_host: str,
+        cells: "memoryview[int]",
+        request_view: PlanView | None,
+        response_view: PlanView | None,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.fallback_host = fallback_host.encode()
+        self.metadata_part = route_metadata(name, pool.name)
+        self.cells = cells
+        self.request_view = request_view
+        self.response_view = response_view
+
+
+class WorkerContext:
+    """One per worker process; `context()` finds it."""
+
+    def __init__(self, loaded: Loaded, plans: Sequence[Plan], slot: WorkerSlot, loop: Any) -> None:
+        config = loaded.config
+        self._loop = loop
+        self._slot = slot
+        self.cells = slot.cells
+        self.limits: Server = config.server
+        self.header_timeout_ns = int(config.server.header_timeout_s * S)
+        self.body_timeout_ns = int(config.server.body_timeout_s * S)
+        self.keepalive_ns = int(config.server.keepalive_timeout_s * S)
+        self.drain_idle_ns = int(DRAIN_IDLE_S * S)
+        self.linger_ns = LINGER_MS * MS
+        self.trust = Trust(config.server.trusted_proxies)
+        self.table = RoutingTable(config.routes)
+        self.connections: set[ProxyProtocol] = set()
+        self.now = now_ns()
+        self.date = b""
+        self._tell_date()
+        # Trace ids want to be unlike each other, not unguessable; seeded from the system.
+        self.random_bits = random.Random(secrets.randbits(256)).getrandbits  # noqa: S311
+        self._prefix = f"{secrets.token_hex(5)}-".encode()
+        self._exchange_id = 0
+        self._log = log.RateLimited("proxy.request")
+        self._sweeps = 0
+        # Counted here per request, added to the segment's cells by the sweep.
+        self.bytes_in = self.bytes_out = self.requests = 0
+        self._timer: Any = None
+        runtime = Runtime(config.runtime.dir)
+        self._segment = AgentdView(runtime.agentd_segment)
+        self._segment.attach()
+        self._zmq: zmq.Context[Any] = zmq.Context()
+        self._pools = self._make_pools(loaded)
+        register = Register(
+            pid=os.getpid(),
+            slot=slot.index,
+            config_digest=loaded.digest,
+            correlation_prefix=self._prefix.decode(),
+            plans=tuple(plans),
+        )
+        self.dispatch = Dispatch(self._zmq, loop, runtime.workers_endpoint, self._segment, register, self.cells)
+        self.routes = self._make_routes(loaded, plans)
+
+    @classmethod
+    def build(cls, loaded: Loaded, plans: Sequence[Plan], slot: WorkerSlot, loop: Any) -> "WorkerContext":
+        """Make the process's context; call after the fork, from the worker's running loop."""
+        global _context
+        _context = cls(loaded, plans, slot, loop)
+        return _context
+
+    def _make_pools(self, loaded: Loaded) -> dict[str, UpstreamPool]:
+        rows = {name: row for row, name in enumerate(self._slot.upstreams())}
+        pools = {}
+        for upstream in loaded.config.upstreams:
+            reachable = self._slot.upstream_cells(rows[upstream.name])
+
+            def note(ok: bool, now: int, cells: "memoryview[int]" = reachable) -> None:
+                cells[U_LAST_OK_NS if ok else U_LAST_FAILURE_NS] = now
+
+            pools[upstream.name] = UpstreamPool(upstream, self._loop, self.cells, on_reachable=note)
+        return pools
+
+    def _make_routes(self, loaded: Loaded, plans: Sequence[Plan]) -> list[RouteRuntime]:
+        views: dict[tuple[str, EventKind], PlanView] = {
+            (plan.route, plan.kind): self.dispatch.views[plan.number] for plan in plans
+        }
+        rows = {name: row for row, name in enumerate(self._slot.routes())}
+        hosts = {upstream.name: _host_of(upstream.targets[0].address) for upstream in loaded.config.upstreams}
+        return [
+            RouteRuntime(
+                route.name,
+                self._pools[route.upstream],
+                hosts[route.upstream],
+                self._slot.route_cells(rows[route.name]),
+                views.get((route.name, EventKind.REQUEST_HEADERS)),
+                views.get((route.name, EventKind.RESPONSE_HEADERS)),
+            )
+            for route in loaded.config.routes
+        ]
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the sweep."""
+        self._sweep()
+
+    def drain(self) -> None:
+        """The worker accepts no more; what is open goes on (each connection is told by `shutdown`)."""
+
+    async def stop(self) -> None:
+        """After the last connection: close pools and the hop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._add_up()
+        for pool in self._pools.values():
+            pool.close()
+        self.dispatch.close()
+        for pool in self._pools.values():
+            await pool.wait_closed()
+        self._segment.close()
+        self._zmq.term()
+
+    # --- the sweep --------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Every SWEEP_MS: everything that has a deadline, in one go."""
+        self._timer = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
+        self.now = now = now_ns()
+        self.dispatch.sweep(now)
+        for pool in self._pools.values():
+            pool.sweep(now)
+        self._add_up()
+        sweeps = self._sweeps = self._sweeps + 1
+        if not sweeps % (CONNECTION_SWEEP_MS // SWEEP_MS):
+            overdue = [c for c in self.connections if 0 < c.waiting_until <= now]
+            for connection in overdue:
+                connection.timeout()
+        if not sweeps % (1000 // SWEEP_MS):
+            self._each_second(now)
+
+    def _add_up(self) -> None:
+        cells = self.cells
+        cells[W_BYTES_IN] += self.bytes_in
+        cells[W_BYTES_OUT] += self.bytes_out
+        cells[W_REQUESTS] += self.requests
+        self.bytes_in = self.bytes_out = self.requests = 0
+
+    def _each_second(self, now: int) -> None:
+        self._tell_date()
+        self.dispatch.check_segment()
+        self._log.tick(now)
+        cells = self.cells
+        cells[W_LOG_DROPPED] = self._log.suppressed + log.dropped()
+        in_flight = Counter(c.driver.route for c in self.connections if c.driver is not None)
+        cells[W_IN_FLIGHT] = in_flight.total()
+        for route in self.routes:
+            route.cells[R_IN_FLIGHT] = in_flight[route]
+        if self._slot.is_lowest_live(now):
+            self._probe(now)
+
+    def _probe(self, now: int) -> None:
+        """Readiness without traffic: nobody heard of an upstream for a while, so one worker knocks."""
+        rows = {name: row for row, name in enumerate(self._slot.upstreams())}
+        for name, pool in self._pools.items():
+            cells = self._slot.upstream_cells(rows[name])
+            if now - max(cells[U_LAST_OK_NS], cells[U_LAST_FAILURE_NS]) >= PROBE_AFTER_S * S:
+                pool.probe()
+
+    def _tell_date(self) -> None:
+        self.date = formatdate(usegmt=True).encode()
+
+    # --- ids and accounts -------------------------------------------------------------------------------
+
+    def next_exchange(self) -> tuple[int, bytes]:
+        """(exchange id, correlation id): ours, never the client's (semantics 2)."""
+        self._exchange_id = number = self._exchange_id + 1
+        return number, b"%b%x" % (self._prefix, number)
+
+    def timestamp(self) -> str:
+        """Now, RFC 3339 with milliseconds."""
+        return timestamp(time()).decode()
+
+    def count_refused(self, status: int) -> None:
+        """A request refused by the rules of HTTP, by limits or for want of a route."""
+        self.cells[W_REFUSED + REFUSED_AT.get(status, REFUSED_OTHER)] += 1
+
+    def account(self, record: AuditRecord, level: int, message: str) -> None:
+        """A refusal or failure: into the audit, and one log line unless there is a flood of them."""
+        self.dispatch.audit(encode(record))
+        self._log.line(
+            level,
+            message,
+            correlation_id=record.correlation_id,
+            decision=record.decision,
+            status=record.status,
+            reason=record.reason,
+            decided_by=record.decided_by,
+            route=record.route,
+            client_ip=record.client_ip,
+            method=record.method,
+            uri=record.uri,
+            **({"request_id": record.request_id} if record.request_id else {}),
+        )
+
+
+def _host_of(address: str) -> str:
+    """What Host says for an upstream's address; a unix socket has no name."""
+    return "localhost" if address.startswith("unix:") else address
+
+
+_context: WorkerContext | None = None
+
+
+def context() -> WorkerContext:
+    """This worker's context."""
+    assert _context is not None, "WorkerContext.build has not run in this process"
+    return _context

@@ -1,0 +1,155 @@
+"""Builds the heads that leave the proxy, with the agents' header operations applied.
+
+Framing is written here and nowhere else: agents cannot touch it (semantics 6), and nothing of the
+client's or the upstream's framing is copied. Everything is bytes in, bytes out.
+
+Kind: pure.
+"""
+
+import http
+from typing import Final
+
+from proxy.head import Field, Head
+from shared.decision import HeaderOp, OpAction
+
+VIA: Final = b"1.1 wardgate"
+_phrases: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+STATUS_LINES: Final = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, _phrases.get(status, b"")) for status in range(100, 600)
+}
+_NO_CONTENT_LENGTH = frozenset((204, 304))
+
+
+def apply_ops(fields: list[Field], ops: tuple[HeaderOp, ...]) -> list[Field]:
+    """The fields after the operations, in order; set replaces the first of that name and drops the rest."""
+    for op in ops:
+        name = op.name.encode()
+        action = op.action
+        if action is OpAction.ADD:
+            fields = [*fields, (name, encode_value(op.value))]
+            continue
+        kept: list[Field] = []
+        placed = action is OpAction.REMOVE
+        for field in fields:
+            if field[0].lower() != name:
+                kept.append(field)
+            elif not placed:
+                placed = True
+                kept.append((field[0], encode_value(op.value)))
+        if not placed:
+            kept.append((name, encode_value(op.value)))
+        fields = kept
+    return fields
+
+
+def encode_value(value: str) -> bytes:
+    """Latin-1 where it fits, as a value came in; else UTF-8 (RFC 9110 5.5: opaque to us)."""
+    try:
+        return value.encode("latin-1") if not value.isascii() else value.encode()
+    except UnicodeEncodeError:
+        return value.encode()
+
+
+def request_head(
+    head: Head,
+    fallback_host: bytes,
+    ops: tuple[HeaderOp, ...],
+    forwarded: bytes,
+    correlation_id: bytes,
+    traceparent: bytes,
+) -> bytes:
+    """The head that goes upstream: the client's lines, then ours.
+
+    `forwarded`: our X-Forwarded-* and Forwarded lines with their line ends (`proxy/forwarded.py`);
+    `fallback_host`: the upstream's address, for HTTP/1.0 without Host; `traceparent`: b"" = the client's
+    own line is among the kept ones.
+    """
+    kept = head.kept
+    if ops:
+        if any(op.name in _OURS for op in ops):  # then ours must be there for the operations to act on
+            kept = [*kept, *_fields_of(forwarded)]
+            if traceparent:
+                kept.append((b"traceparent", traceparent))
+            forwarded = traceparent = b""
+        kept = apply_ops(kept, ops)
+    lines = [b"%b %b HTTP/1.1\r\n" % (head.method, head.upstream_target)]
+    lines += [b"%b: %b\r\n" % field for field in kept]
+    if not head.host:
+        lines.append(b"host: %b\r\n" % fallback_host)
+    if head.is_chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    lines.append(forwarded)
+    if traceparent:
+        lines.append(b"traceparent: %b\r\n" % traceparent)
+    via = b"1.0 wardgate" if head.is_http_1_0 else VIA
+    lines.append(b"via: %b\r\nx-correlation-id: %b\r\n\r\n" % (via, correlation_id))
+    return b"".join(lines)
+
+
+# What we write and agents may still change.
+_OURS = frozenset(("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "traceparent"))
+
+
+def _fields_of(lines: bytes) -> list[Field]:
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
+
+
+def response_head(
+    status: int,
+    fields: list[Field],
+    ops: tuple[HeaderOp, ...],
+    framing: bytes,
+    correlation_id: bytes,
+    via: bytes,
+) -> bytes:
+    """The head that goes to the client; `fields` without hop-by-hop ones, `framing` with its line ends."""
+    if ops:
+        fields = apply_ops(fields, ops)
+    lines = [STATUS_LINES[status]]
+    lines += [b"%b: %b\r\n" % field for field in fields]
+    lines.append(b"%bvia: %b\r\nx-correlation-id: %b\r\n\r\n" % (framing, via, correlation_id))
+    return b"".join(lines)
+
+
+def relayed_head(status: int, lines: bytes, framing: bytes, correlation_id: bytes, via: bytes) -> bytes:
+    """The upstream's field lines as they came, between our status line and our lines."""
+    return b"%b%b%bvia: %b\r\nx-correlation-id: %b\r\n\r\n" % (
+        STATUS_LINES[status],
+        lines,
+        framing,
+        via,
+        correlation_id,
+    )
+
+
+def own_response(
+    status: int,
+    fields: list[Field],
+    ops: tuple[HeaderOp, ...],
+    body: bytes,
+    correlation_id: bytes,
+    date: bytes,
+    *,
+    is_head: bool,
+    close: bool,
+    keep_alive_line: bool = False,
+) -> bytes:
+    """A whole response of our own: refusals, failures. A HEAD, 204 or 304 carries no body."""
+    if ops:
+        fields = apply_ops(fields, ops)
+    lines = [STATUS_LINES[status], b"date: %b\r\n" % date]
+    lines += [b"%b: %b\r\n" % field for field in fields]
+    if status not in _NO_CONTENT_LENGTH:
+        lines.append(b"content-length: %d\r\n" % len(body))
+    if correlation_id:
+        lines.append(b"x-correlation-id: %b\r\n" % correlation_id)
+    if close:
+        lines.append(b"connection: close\r\n\r\n")
+    elif keep_alive_line:
+        lines.append(b"connection: keep-alive\r\n\r\n")
+    else:
+        lines.append(b"\r\n")
+    if body and not is_head and status not in _NO_CONTENT_LENGTH:
+        lines.append(body)
+    return b"".join(lines)

@@ -1,0 +1,112 @@
+"""Asks agentd over admin.sock, within ADMIN_TIMEOUT_S, and turns what can go wrong into our errors.
+
+    no socket, nobody behind it, no answer in time   Unreachable    exit code 3
+    not admitted, refused, unknown agent             AdminRefused   exit code 1
+
+Also here: how a command finds the runtime directory. What is shown is the commands' business.
+
+Kind: IO.
+"""
+
+import http.client
+import os
+import socket
+from typing import NamedTuple
+
+import msgspec
+
+from shared.config.schema import Config
+from shared.defaults import ADMIN_TIMEOUT_S
+from shared.errors import AdminRefused, ConfigError, Unreachable
+from shared.runtime import Runtime
+from shared.wire import admin as wire
+
+
+class Place(NamedTuple):
+    """Where the daemons meet; `config` is None when the directory was named on the command line."""
+
+    runtime: Runtime
+    config: Config | None
+
+
+def find(config_path: str | None, runtime_dir: str | None) -> Place:
+    """From `--runtime-dir`, else from the configuration. Raises ConfigError."""
+    if runtime_dir:
+        return Place(Runtime(os.path.abspath(runtime_dir)), None)
+    from shared.config.load import load
+
+    try:
+        config = load(config_path, os.environ).config
+    except ConfigError as error:
+        hint = "the directory of running daemons can be named without a configuration: --runtime-dir DIR"
+        raise ConfigError([*error.problems, hint]) from None
+    return Place(Runtime(config.runtime.dir), config)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self.timeout)
+        try:
+            sock.connect(self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+class AdminClient:
+    """One agentd. Every method raises Unreachable or AdminRefused."""
+
+    def __init__(self, runtime: Runtime, timeout_s: float = ADMIN_TIMEOUT_S) -> None:
+        self._path = runtime.admin_socket
+        self._timeout_s = timeout_s
+
+    def health(self) -> wire.Health:
+        """Also when it is unhealthy (503)."""
+        status, body = self._ask("GET", wire.HEALTH)
+        return wire.decode_health(body) if status == 503 else wire.decode_health(_good(status, body))
+
+    def agents(self) -> wire.Agents:
+        return wire.decode_agents(_good(*self._ask("GET", wire.AGENTS)))
+
+    def breakers(self) -> wire.Breakers:
+        return wire.decode_breakers(_good(*self._ask("GET", wire.BREAKERS)))
+
+    def change_breaker(
+        self, agent: str, action: wire.BreakerAction, change: wire.BreakerChange | None = None
+    ) -> wire.Breaker:
+        """How the breaker is now."""
+        body = wire.encode(change) if change is not None else b""
+        return wire.decode_breaker(_good(*self._ask("POST", wire.breaker_path(agent, action), body)))
+
+    def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except PermissionError:
+            raise AdminRefused(403, f"{self._path}: permission denied; root and agentd's user may use it") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise Unreachable(f"agentd is not running: nobody listens on {self._path}") from None
+        except (TimeoutError, BlockingIOError):
+            raise Unreachable(f"agentd did not answer within {self._timeout_s:g} s on {self._path}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(f"agentd broke off on {self._path}: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+
+
+def _good(status: int, body: bytes) -> bytes:
+    if status == 200:
+        return body
+    try:
+        message = wire.decode_problem(body).error.message
+    except msgspec.MsgspecError:
+        message = f"agentd answered {status}"
+    raise AdminRefused(status, message)

@@ -1,0 +1,1 @@
+"""The demo's two agents. Scripts, run as files because that is how people write theirs; nothing imports them."""

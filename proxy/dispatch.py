@@ -1,0 +1,446 @@
+"""Moves events to agentd and decisions back; knows when nobody need be asked.
+
+The worker's end of the hop: one DEALER, the events of one loop tick in one message, pending events in
+rows by timeout, and a view of each plan that says at once what the segment already tells: nobody wants
+this event, agentd is gone, every enforcing agent's breaker is open. What an unanswered event means is
+`shared.decision.on_failure`'s business; when it counts as unanswered is decided here.
+
+    decide_now(view) -> Decision        nothing is sent
+    send(waiter, view, event)           `waiter.decided(decision)` follows: answer, timeout, agentd's death
+
+Kind: IO.
+"""
+
+from collections import deque
+from collections.abc import Callable, MutableSequence
+from typing import Any, Protocol
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from shared import log
+from shared.clock import MS, now_ns
+from shared.deadlines import Deadlines
+from shared.decision import ALLOW, Answer, Decision, Outcome, merge
+from shared.defaults import (
+    AUDIT_WORKER_QUEUE,
+    HOP_GRACE_MS,
+    HOP_HWM,
+    HOP_MAX_MESSAGE_BYTES,
+    HOP_PENDING_MAX,
+    RECONNECT_MAX_MS,
+    RECONNECT_MS,
+    ZMTP_HANDSHAKE_MS,
+    ZMTP_HEARTBEAT_MS,
+    ZMTP_HEARTBEAT_TIMEOUT_MS,
+)
+from shared.errors import WireError
+from shared.metrics import (
+    W_AGENTD_CONNECTED,
+    W_AUDIT_DROPPED,
+    W_DECISIONS_LOCAL,
+    W_EVENTS_SENT,
+    W_EVENTS_SKIPPED,
+    W_HOP_MALFORMED,
+    W_HOP_MESSAGES,
+    W_LATE_DECISIONS,
+    W_PENDING_EVENTS,
+    W_REGISTRATIONS,
+)
+from shared.plan import Plan
+from shared.pump import Pump
+from shared.segment import AgentdView
+from shared.wire.envelope import (
+    FLAG_FINAL,
+    CancelReason,
+    RecordType,
+    Register,
+    pack_audit,
+    pack_cancel,
+    pack_end,
+    pack_event_fields,
+    pack_register,
+    records,
+    unpack_decision,
+    unpack_registered,
+)
+from shared.wire.segment import AgentRow, BreakerState
+
+_DECISIONS_CACHED = 4_096
+_CACHED_BYTES = 512
+_REREGISTER_NS = 100 * MS
+_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class Waiter(Protocol):
+    """Who waits for a decision: the driver of one exchange."""
+
+    def decided(self, decision: Decision) -> None:
+        """Called at most once per `send`, never from inside it."""
+
+
+class PlanView:
+    """One plan as this worker sees it now; recomputed only when the segment's generation moves."""
+
+    __slots__ = (
+        "flags",
+        "is_final",
+        "kind",
+        "local",
+        "local_outcome",
+        "local_until",
+        "mask",
+        "number",
+        "observers",
+        "plan",
+        "row",
+        "timeout_ns",
+        "waits",
+    )
+
+    def __init__(self, plan: Plan, row: dict[int, tuple[int, Any]], is_final: bool) -> None:
+        self.plan = plan
+        self.number = plan.number
+        self.kind = plan.kind
+        self.timeout_ns = plan.timeout_ns
+        self.row = row
+        self.flags = FLAG_FINAL if is_final else 0
+        self.is_final = is_final  # no later event of the exchange can follow
+        self.mask = plan.full_mask  # whom to ask
+        self.observers = 0  # the mask's observers
+        self.waits = True  # somebody whose verdict acts is asked
+        self.local: Decision | None = None  # the decision, without asking those whose verdict acts
+        self.local_outcome = Outcome.DISCONNECTED
+        self.local_until = 0
+
+    def refresh(self, agents: dict[str, AgentRow], is_up: bool) -> None:
+        """Whom to ask, or what to answer without asking, by what agentd last published."""
+        mask = observers = 0
+        enforcing: list[int] = []
+        asks = self.plan.asks
+        for i, ask in enumerate(asks):
+            row = agents.get(ask.agent)
+            if ask.by_hello and row is not None and row.hello_mask and not row.hello_mask & self.kind.bit:
+                continue
+            mask |= 1 << i
+            if ask.observe:
+                observers |= 1 << i
+            else:
+                enforcing.append(i)
+        self.mask, self.observers, self.waits = mask, observers, bool(enforcing)
+        self.local = None
+        if not is_up:
+            self._decide(enforcing, Outcome.DISCONNECTED, _FOR_EVER)
+            self.observers = 0
+        elif enforcing:
+            until = _FOR_EVER
+            for i in enforcing:
+                row = agents.get(asks[i].agent)
+                if row is None or row.breaker not in _OPEN:
+                    return
+                if row.breaker is BreakerState.OPEN:
+                    until = min(until, row.retry_at_ns)
+            self._decide(enforcing, Outcome.BREAKER_OPEN, until)
+
+    def _decide(self, enforcing: list[int], outcome: Outcome, until: int) -> None:
+        asks = [self.plan.asks[i] for i in enforcing]
+        answer = Answer(outcome)
+        self.local = merge([answer] * len(asks), [a.failure_mode for a in asks], [a.agent for a in asks], self.kind)
+        self.local_outcome = outcome
+        self.local_until = until
+
+
+_FOR_EVER = 1 << 63
+_OPEN = frozenset((BreakerState.OPEN, BreakerState.FORCED_OPEN))
+
+
+class Dispatch:
+    """The worker's end of the hop."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        loop: Any,
+        endpoint: str,
+        segment: AgentdView,
+        register: Register,
+        cells: "MutableSequence[int] | memoryview[int]",
+        clock: Callable[[], int] = now_ns,
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._endpoint = endpoint
+        self._segment = segment
+        self._register = pack_register(register)
+        self._cells = cells
+        self._clock = clock
+        self._pending: Deadlines[tuple[Waiter, PlanView]] = Deadlines()
+        self._waiting = 0
+        self._next_event = 0
+        self._out: list[bytes] = []
+        self._asked: list[tuple[int, PlanView]] = []  # what this tick's message asks and waits for
+        self._decisions: dict[bytes, Decision] = {}
+        self._audit: deque[bytes] = deque(maxlen=AUDIT_WORKER_QUEUE)
+        self._generation = -1
+        self._is_connected = False
+        self._is_alive = False
+        self._is_refused = False
+        self._registered_at = 0
+        self.is_registered = False
+        self.is_up = False
+        last_of_route = {plan.route: plan.number for plan in register.plans}
+        self.views = {
+            plan.number: PlanView(
+                plan,
+                self._pending.row(plan.timeout_ns),
+                last_of_route[plan.route] == plan.number,
+            )
+            for plan in register.plans
+        }
+        self._socket = self._open()
+        self._pump = Pump(self._socket, loop, self._received, again=zmq.Again, error=zmq.ZMQError)
+        self._monitor = Pump(
+            self._socket.get_monitor_socket(_MONITORED), loop, self._monitored, again=zmq.Again, error=zmq.ZMQError
+        )
+        self._socket.connect(endpoint)
+        self._refresh()
+
+    def _open(self) -> "zmq.Socket[bytes]":
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDHWM, HOP_HWM),
+            (zmq.RCVHWM, HOP_HWM),
+            (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS),
+            (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
+            (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
+        ):
+            socket.setsockopt(option, value)
+        # No ROUTING_ID: a worker that reconnects under an id that the ROUTER still holds loses its first messages.
+        return socket
+
+    # --- asking -------------------------------------------------------------------------------------
+
+    def decide_now(self, view: PlanView, now: int) -> Decision | None:
+        """The decision where it is known without asking; None = encode the event and `send` it."""
+        if self._segment.generation != self._generation:
+            self._refresh()
+        if not view.mask:
+            self._cells[W_EVENTS_SKIPPED] += 1
+            return ALLOW
+        local = view.local
+        if local is not None and now < view.local_until and not view.observers:
+            self._cells[W_DECISIONS_LOCAL + view.local_outcome] += 1
+            return local
+        return None
+
+    def send(self, waiter: Waiter, view: PlanView, exchange_id: int, event: bytes, now: int) -> "int | Decision":
+        """Queue an event for this tick's message. An id = pending (for `cancel`); a Decision = no waiting."""
+        mask = view.mask
+        waits = view.waits
+        answer: Decision = ALLOW
+        local = view.local
+        if local is not None and now < view.local_until:  # observers are told, nobody is waited for
+            mask, waits, answer = view.observers, False, local
+            self._cells[W_DECISIONS_LOCAL + view.local_outcome] += 1
+        if waits and self._waiting >= HOP_PENDING_MAX:
+            return self._refused(view, Outcome.QUEUE_FULL)
+        self._next_event = event_id = self._next_event + 1
+        deadline = now + view.timeout_ns
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out.append(
+            pack_event_fields(
+                event_id,
+                exchange_id,
+                mask,
+                deadline,
+                view.number,
+                view.kind,
+                view.flags,
+                len(event),
+            )
+        )
+        out.append(event)
+        self._cells[W_EVENTS_SENT] += 1
+        if not waits:
+            return answer
+        view.row[event_id] = (deadline + _GRACE_NS, (waiter, view))
+        self._waiting += 1
+        self._asked.append((event_id, view))
+        return event_id
+
+    def cancel(self, view: PlanView, event_id: int, exchange_id: int, reason: CancelReason) -> None:
+        """Nobody waits for this event any more; agentd tells the agents."""
+        if view.row.pop(event_id, None) is not None:
+            self._waiting -= 1
+        if self._is_connected:
+            self._queue(pack_cancel(exchange_id, reason))
+
+    def end(self, exchange_id: int) -> None:
+        """No further event of this exchange; what was pinned for it is free."""
+        if self._is_connected:
+            self._queue(pack_end(exchange_id))
+
+    def audit(self, record: bytes) -> None:
+        """One audit record for agentd's sinks; kept, bounded, while agentd is away."""
+        audit = self._audit
+        if len(audit) == AUDIT_WORKER_QUEUE:
+            self._cells[W_AUDIT_DROPPED] += 1
+        audit.append(record)
+        if self._is_connected and not self._out:
+            self._loop.call_soon(self._flush)
+            self._out.append(b"")
+
+    def _queue(self, record: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(record)
+
+    def _flush(self) -> None:
+        out, asked = self._out, self._asked
+        self._out, self._asked = [], []
+        if self._audit and self._is_connected:
+            while self._audit:
+                out.append(pack_audit(self._audit.popleft()))
+        self._cells[W_HOP_MESSAGES] += 1
+        if not self._pump.send((b"".join(out),)):
+            outcome = Outcome.QUEUE_FULL if self._is_connected else Outcome.DISCONNECTED
+            for event_id, view in asked:
+                entry = view.row.pop(event_id, None)
+                if entry is not None:
+                    self._waiting -= 1
+                    entry[1][0].decided(self._refused(view, outcome))
+
+    def _refused(self, view: PlanView, outcome: Outcome) -> Decision:
+        """What the plan's failure modes make of one outcome for all its enforcing agents."""
+        self._cells[W_DECISIONS_LOCAL + outcome] += 1
+        asks = [ask for i, ask in enumerate(view.plan.asks) if not ask.observe and view.mask >> i & 1]
+        answer = Answer(outcome)
+        return merge([answer] * len(asks), [a.failure_mode for a in asks], [a.agent for a in asks], view.kind)
+
+    # --- answers ------------------------------------------------------------------------------------
+
+    def _received(self, frames: list[bytes]) -> None:
+        try:
+            for kind, rest in records(frames[0]):
+                if kind == RecordType.DECISION:
+                    self._decision(rest)
+                elif kind == RecordType.UNKNOWN:
+                    self.is_registered = False
+                    self._send_register()
+                elif kind == RecordType.REGISTERED:
+                    unpack_registered(rest)
+                    self.is_registered = True
+                    self._cells[W_AGENTD_CONNECTED] = 1
+        except WireError as error:
+            self._cells[W_HOP_MALFORMED] += 1
+            log.line("proxy.dispatch", log.ERROR, f"agentd sent a message that is not understood: {error}")
+            if not self.is_registered:
+                # Another wire version: never ask it, answer by failure_mode until it is replaced.
+                self._is_refused = True
+                self._changed()
+
+    def _decision(self, rest: memoryview) -> None:
+        if len(rest) == 8:
+            event_id, decision = int.from_bytes(rest, "little"), ALLOW
+        elif len(rest) <= _CACHED_BYTES:
+            # The same few decisions come again and again; decoding costs ten times the look-up.
+            event_id, key = int.from_bytes(rest[:8], "little"), bytes(rest[8:])
+            cached = self._decisions.get(key)
+            if cached is None:
+                cached = unpack_decision(rest)[1]
+                if len(self._decisions) >= _DECISIONS_CACHED:
+                    self._decisions.clear()
+                self._decisions[key] = cached
+            decision = cached
+        else:
+            event_id, decision = unpack_decision(rest)
+        for row in self._pending.rows():
+            entry = row.pop(event_id, None)
+            if entry is not None:
+                self._waiting -= 1
+                entry[1][0].decided(decision)
+                return
+        self._cells[W_LATE_DECISIONS] += 1
+
+    # --- agentd comes and goes ------------------------------------------------------------------------
+
+    def _monitored(self, frames: list[bytes]) -> None:
+        event = parse_monitor_message(frames)["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._is_connected = True
+            self._is_refused = False
+            self.is_registered = False
+            self._registered_at = 0
+            self._segment.check()
+            self._is_alive = self._segment.is_alive(self._clock())
+            self._send_register()
+        else:
+            self._is_connected = False
+            self.is_registered = False
+            self._cells[W_AGENTD_CONNECTED] = 0
+        self._changed()
+
+    def _send_register(self) -> None:
+        now = self._clock()
+        if now - self._registered_at < _REREGISTER_NS:
+            return
+        self._registered_at = now
+        self._cells[W_REGISTRATIONS] += 1
+        self._pump.send((self._register,))
+
+    def _changed(self) -> None:
+        """Whether agentd can be asked may have changed; when not, all that is pending is answered at once."""
+        is_up = self._is_connected and self._is_alive and not self._is_refused
+        if is_up == self.is_up:
+            return
+        self.is_up = is_up
+        self._refresh()
+        if not is_up:
+            self._asked.clear()
+            for waiter, view in self._pending.clear():
+                self._waiting -= 1
+                waiter.decided(self._refused(view, Outcome.DISCONNECTED))
+
+    def _refresh(self) -> None:
+        self._generation = self._segment.generation
+        agents = self._segment.agents()
+        for view in self.views.values():
+            view.refresh(agents, self.is_up)
+
+    def sweep(self, now: int) -> None:
+        """Every SWEEP_MS: answer what is overdue, look whether agentd still beats."""
+        is_alive = self._segment.is_alive(now)
+        if is_alive != self._is_alive:
+            self._is_alive = is_alive
+            self._changed()
+        if self._is_connected and not self.is_registered and not self._is_refused:
+            self._send_register()
+        if self._waiting:
+            for waiter, view in self._pending.expired(now):
+                self._waiting -= 1
+                waiter.decided(self._refused(view, Outcome.TIMEOUT))
+        self._cells[W_PENDING_EVENTS] = self._waiting
+
+    def check_segment(self) -> None:
+        """Once a second: a restarted agentd has made a new segment."""
+        self._segment.check()
+
+    def close(self) -> None:
+        """Pending events are answered as Disconnected, the socket is closed."""
+        if self._out:
+            self._flush()
+        self._is_connected = False
+        self._changed()
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._pump.close()
+
+
+_GRACE_NS = HOP_GRACE_MS * MS

@@ -1,0 +1,626 @@
+"""Reads requests from one client connection and writes their responses, in order.
+
+Our subclass of uvicorn's httptools protocol, given to uvicorn as `http=`. It guards what the stock one
+lets through (limits, timeouts, trailers, Host, Upgrade, HTTP/0.9: docs/adr/0003) and gives every
+accepted head to an exchange instead of an ASGI task. It decides when bytes may be read and in which
+order answers leave; what a head may look like is decided in `head`, everything after it in `exchange`.
+
+    bytes --httptools--> head --normalise, route--> Driver (exchange) ... response --> exchange_ended
+                          \\__ an exchange is open: queued (reading pauses; httptools itself cannot)
+
+Deadlines are two attributes that the worker's sweep compares: no timer per request.
+
+Kind: IO.
+"""
+
+import asyncio
+import re
+from collections import deque
+from typing import Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
+from uvicorn.server import ServerState
+
+from proxy import app, apply
+from proxy.driver import Driver
+from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE
+from proxy.forwarded import peer_lines, untrusted_lines
+from proxy.head import Field, normalise
+from shared import log
+from shared.clock import now_ns
+from shared.defaults import (
+    CHUNK_OVERHEAD_BYTES,
+    CHUNK_OVERHEAD_RATIO,
+    CLIENT_BUFFER_BYTES,
+    LINGER_BYTES,
+    MAX_PIPELINED,
+    MAX_TARGET_BYTES,
+    MAX_TRAILERS,
+)
+from shared.errors import RequestRefused
+from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
+from shared.wire.audit import AuditRecord
+from shared.wire.messages import connection_metadata, text
+
+# Why reading is paused; bits of one mask.
+_FOR_DECISION: Final = 1  # body is here that may not go upstream yet
+_FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
+_FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
+
+_SPACES = (b" ", b"\t")
+_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
+
+# What `waiting_until` waits for.
+NOTHING: Final = 0
+FIRST_BYTE: Final = 1
+REST_OF_HEAD: Final = 2
+BODY_BYTE: Final = 3
+NEXT_REQUEST: Final = 4
+LINGERING: Final = 5
+
+
+class Queued:
+    """A request that arrived while another one's exchange was open."""
+
+    __slots__ = ("body", "fields", "is_ended", "keep_alive", "method", "target", "version")
+
+    def __init__(self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool) -> None:
+        self.method = method
+        self.target = target
+        self.version = version
+        self.fields = fields
+        self.keep_alive = keep_alive
+        self.body: list[bytes] = []
+        self.is_ended = False
+
+
+class ProxyProtocol(HttpToolsProtocol):
+    """One client connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.context = context = app.context()
+        self._limits = context.limits
+        self.parser = httptools.HttpRequestParser(self)  # afresh: stock sets lenient_data_after_close
+        self.driver: Driver | None = None
+        self.waiting_for = FIRST_BYTE
+        self.waiting_until = context.now + context.header_timeout_ns
+        self.is_draining = False
+        self.peer_ip = ""
+        self.peer_is_trusted = False
+        self.peer_scheme = "http"
+        self.metadata_part = b""
+        self._forwarded_parts = (b"", b"")
+        self._forwarded_host: bytes | None = None
+        self._forwarded = b""
+        self._queue: deque[Queued] = deque()
+        self._receiving: Queued | None = None  # whose body the parser is reading; None = the driver's
+        self._paused = 0
+        self._wants_hold = False
+        self._is_lingering = False
+        self._lingered = 0
+        self._refusal: RequestRefused | None = None  # to be answered after what is before it
+        self._refeed: list[Field] | None = None
+        # The message being parsed.
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_raw = b""  # of a head that came in several reads, to say what is wrong with it
+        self._field_bytes = 0
+        self._trailers = 0
+        self._body_bytes = 0
+        self._raw_body_bytes = 0
+        self._is_chunked = False  # and its body is being read
+
+    # --- the connection's life ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        self.connections.add(self)
+        self.context.connections.add(self)
+        transport.set_write_buffer_limits(CLIENT_BUFFER_BYTES)
+        peer = get_remote_addr(transport)
+        context = self.context
+        context.cells[W_CONNECTIONS] += 1
+        context.cells[W_OPEN_CONNECTIONS] += 1
+        ip, port = peer if peer else ("", 0)
+        if ip.startswith("::ffff:"):
+            ip = ip[7:]
+        self.client = (ip, port)
+        self.peer_ip = ip
+        self.peer_is_trusted = context.trust.is_trusted(ip)
+        self.metadata_part = connection_metadata(ip, port)
+        self._forwarded_parts = peer_lines(ip, self.peer_scheme)
+
+    def forwarded_lines(self, host: bytes) -> bytes:
+        """Our X-Forwarded-* and Forwarded lines for a request without any of a trusted proxy's."""
+        if host != self._forwarded_host:
+            self._forwarded_host = host
+            self._forwarded = untrusted_lines(host, self._forwarded_parts)
+        return self._forwarded
+
+    def metadata_for(self, client_ip: str) -> bytes:
+        """Connection metadata of a client behind a trusted proxy: its port is not known to us."""
+        return connection_metadata(client_ip, 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        self.context.connections.discard(self)
+        self.context.cells[W_OPEN_CONNECTIONS] -= 1
+        self.waiting_for = NOTHING
+        self.waiting_until = 0
+        self._is_lingering = True  # the parser's remaining callbacks of this read mean nothing
+        self._queue.clear()
+        driver = self.driver
+        if driver is not None:
+            self.driver = None
+            driver.feed(GONE)
+        self.parser = None  # type: ignore[assignment]
+
+    def eof_received(self) -> None:
+        """A half-closed client counts as gone (the transport closes itself)."""
+
+    def shutdown(self) -> None:
+        """Drain: the next answer says `Connection: close`; a connection that stays idle is closed later.
+
+        Stock uvicorn closes idle connections at once, which breaks requests that are on their way.
+        """
+        self.is_draining = True
+        if self.driver is None and not self._queue and not self._is_lingering:
+            self.waiting_until = self.context.now + self.context.drain_idle_ns
+
+    def abort(self) -> None:
+        """Break the connection now."""
+        self._is_lingering = True
+        self.transport.abort()
+
+    def timeout(self) -> None:
+        """From the sweep: `waiting_until` is over."""
+        what = self.waiting_for
+        self.waiting_until = 0
+        if what == REST_OF_HEAD:
+            self._refuse_now(RequestRefused(408, "the request's head did not arrive in time"))
+        elif what == BODY_BYTE and self.driver is not None:
+            self.driver.feed(BROKEN, RequestRefused(408, "no byte of the request's body arrived in time"))
+        else:
+            self._is_lingering = True
+            self.transport.close()
+
+    # --- bytes in -------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self.context.bytes_in += len(data)
+        if self._is_lingering:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
+                self.transport.close()
+            return
+        size = len(data)
+        if self._in_head or size > self._limits.max_header_bytes:
+            self._feed_bounded(data)
+        else:
+            self._feed(data)
+            if self._in_head:
+                self._head_bytes = size
+                self._head_raw = data
+        if self._wants_hold:
+            self._wants_hold = False
+            driver = self.driver
+            if driver is not None and driver.held is not None and not driver.is_request_ended:
+                self._pause(_FOR_DECISION)
+
+    def _feed_bounded(self, data: bytes) -> None:
+        """A read that may take the head over its limit: feed no more of it than the limit allows."""
+        limit = self._limits.max_header_bytes
+        while data and not self._is_lingering and self._refusal is None:
+            room = limit - self._head_bytes if self._in_head else limit
+            piece, data = data[:room], data[room:]
+            was_in_head = self._in_head
+            self._feed(piece)
+            if not self._in_head:
+                self._head_bytes = 0
+                self._head_raw = b""
+                continue
+            self._head_bytes = self._head_bytes + len(piece) if was_in_head else len(piece)
+            self._head_raw = self._head_raw + piece if was_in_head else piece
+            if self._head_bytes >= limit:
+                over = len(self.url) >= MAX_TARGET_BYTES or not self.headers
+                status = 414 if over and not self._field_bytes and b"\r\n" not in piece else 431
+                self._refuse(RequestRefused(status, f"head is over max_header_bytes = {limit}"))
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if not self._is_lingering:
+                cause = error.__context__
+                self._broken(
+                    cause if isinstance(cause, RequestRefused) else self._explain(error, self._head_raw + data)
+                )
+        if self._is_chunked:
+            self._check_chunk_overhead(len(data))
+
+    def _check_chunk_overhead(self, size: int) -> None:
+        """Chunk extensions and one-byte chunks cost us more than they bring: bound the ratio."""
+        driver = self.driver
+        if driver is None or not driver.head.is_chunked or driver.is_request_ended:
+            self._is_chunked = False
+            return
+        self._raw_body_bytes += size
+        if self._raw_body_bytes > CHUNK_OVERHEAD_BYTES + CHUNK_OVERHEAD_RATIO * self._body_bytes:
+            self._broken(RequestRefused(400, "chunked framing is much larger than the body"))
+
+    def _explain(self, error: Exception, data: bytes) -> RequestRefused:
+        """The status for what llhttp refused; it tells the kind only for methods."""
+        line = data.partition(b"\n")[0].rstrip(b"\r")
+        if isinstance(error, httptools.HttpParserInvalidMethodError):
+            method = line.partition(b" ")[0]
+            if method.isalpha() and len(method) <= 32:
+                return RequestRefused(501, "method is not known")
+            return RequestRefused(400, "not an HTTP request")
+        words = line.split(b" ")
+        version = words[-1]
+        if len(words) == 3 and _VERSION.match(version) and version not in (b"HTTP/1.1", b"HTTP/1.0"):
+            return RequestRefused(505, "HTTP version is not supported")
+        return RequestRefused(400, f"malformed request: {error}")
+
+    def _upgraded(self, rest: bytes) -> None:
+        """llhttp stops at a head that asks for an upgrade; unless it is one of ours, the request goes on.
+
+        Java's and curl's clients send `Upgrade: h2c` with ordinary requests; the head is fed again to a
+        new parser without the field, then what followed it (with its body).
+        """
+        fields = self._refeed
+        self._refeed = None
+        if fields is None or self._is_lingering:
+            return
+        head = [b"%b %b HTTP/%b\r\n" % (self._method, self.url, self._version.encode())]
+        for name, value in fields:
+            lower = name.lower()
+            if lower == b"upgrade":
+                continue
+            if lower == b"connection":
+                options = [option for option in value.split(b",") if option.strip().lower() != b"upgrade"]
+                value = b",".join(options)
+            head.append(b"%b: %b\r\n" % (name, value))
+        head.append(b"\r\n")
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"".join(head))
+        if rest and not self._is_lingering and self._refusal is None:
+            self._feed_bounded(rest)
+
+    # --- parser callbacks -----------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._is_lingering:
+            return
+        self.url = b""
+        self.headers = []
+        self._in_head = True
+        self._field_bytes = 0
+        if self.driver is None:
+            self.waiting_for = REST_OF_HEAD
+            self.waiting_until = self.context.now + self.context.header_timeout_ns
+        elif not self._paused & _FOR_QUEUE:
+            self._pause(_FOR_QUEUE)
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url = self.url + url if self.url else url
+        if len(url) > MAX_TARGET_BYTES:
+            raise RequestRefused(414, f"request target is over {MAX_TARGET_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # The trailer section: counted and dropped, never merged into the head (an injection otherwise).
+            self._trailers += 1
+            if self._trailers > MAX_TRAILERS:
+                raise RequestRefused(431, f"more than {MAX_TRAILERS} trailer fields")
+            return
+        if value.endswith(_SPACES):  # llhttp cuts white space in front only
+            value = value.rstrip(b" \t")
+        headers = self.headers
+        headers.append((name, value))
+        limits = self._limits
+        self._field_bytes += len(name) + len(value) + 4
+        if self._field_bytes > limits.max_header_bytes:
+            raise RequestRefused(431, f"head is over max_header_bytes = {limits.max_header_bytes}")
+        if len(headers) > limits.max_headers:
+            raise RequestRefused(431, f"more than max_headers = {limits.max_headers} header fields")
+
+    def on_headers_complete(self) -> None:
+        if self._is_lingering:
+            return
+        parser = self.parser
+        method = parser.get_method()
+        version = parser.get_http_version()
+        if parser.should_upgrade() and method != b"CONNECT" and not _asks_websocket(self.headers):
+            self._refeed, self._method, self._version = self.headers, method, version
+            return
+        self._in_head = False
+        self._trailers = self._body_bytes = self._raw_body_bytes = 0
+        keep_alive = parser.should_keep_alive()
+        if self.driver is not None or self._queue or self._refusal is not None:
+            if len(self._queue) >= MAX_PIPELINED:
+                raise RequestRefused(503, f"more than {MAX_PIPELINED} pipelined requests in one read")
+            queued = Queued(method, self.url, version, self.headers, keep_alive)
+            self._queue.append(queued)
+            self._receiving = queued
+            return
+        self._receiving = None
+        self._start(method, self.url, version, self.headers, keep_alive)
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_lingering:
+            return
+        receiving = self._receiving
+        if receiving is not None:
+            receiving.body.append(body)
+            return
+        driver = self.driver
+        if driver is None:
+            return
+        self._body_bytes += len(body)
+        limit = self._limits.max_body_bytes
+        if limit and self._body_bytes > limit:
+            raise RequestRefused(413, f"body is over max_body_bytes = {limit}")
+        self.waiting_until = self.context.now + self.context.body_timeout_ns
+        driver.feed(BODY, body)
+
+    def on_message_complete(self) -> None:
+        if self._is_lingering or self._refeed is not None:
+            return
+        receiving = self._receiving
+        if receiving is not None:
+            receiving.is_ended = True
+            return
+        driver = self.driver
+        if driver is not None:
+            self.waiting_for = NOTHING
+            self.waiting_until = 0
+            driver.feed(BODY_END)
+
+    # --- exchanges ------------------------------------------------------------------------------------
+
+    def _start(self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool) -> None:
+        context = self.context
+        context.requests += 1
+        try:
+            head = normalise(method, target, version, fields, keep_alive, self._limits.max_body_bytes)
+            if head.is_websocket:
+                raise RequestRefused(501, "WebSocket is not supported yet")
+            route = context.routes[context.table.choose(head.host_name, head.path, method)]
+        except RequestRefused as refusal:
+            self._answer_refusal(refusal, method, target, fields, keep_alive)
+            return
+        driver = self.driver = Driver(self, head, route, now_ns())
+        if head.has_body:
+            self._is_chunked = head.is_chunked
+            self.waiting_for = BODY_BYTE
+            self.waiting_until = context.now + context.body_timeout_ns
+        else:
+            self.waiting_for = NOTHING
+            self.waiting_until = 0
+        driver.feed(BEGIN)
+
+    def exchange_ended(self, close: bool) -> None:
+        """From the driver: its response is written. Go on with the next request, or close."""
+        self.driver = None
+        self.server_state.total_requests += 1
+        if self._paused:
+            self._release(_FOR_DECISION | _FOR_UPSTREAM)
+        if close:
+            self._linger()
+            return
+        if self._queue:
+            # Not from inside the ended exchange's own stack: a long pipeline would recurse.
+            self.loop.call_soon(self._next)
+        elif self._refusal is not None:
+            self._refuse_now(self._refusal)
+        else:
+            self._await_next()
+
+    def _await_next(self) -> None:
+        if self._paused:
+            self._release(_FOR_QUEUE)
+        context = self.context
+        if not self._in_head:
+            self.waiting_for = NEXT_REQUEST
+            self.waiting_until = context.now + (context.drain_idle_ns if self.is_draining else context.keepalive_ns)
+        else:
+            self.waiting_for = REST_OF_HEAD
+            self.waiting_until = context.now + context.header_timeout_ns
+
+    def _next(self) -> None:
+        """Start the first queued request; it answers after everything before it."""
+        if self._is_lingering or self.driver is not None:
+            return
+        queued = self._queue.popleft()
+        is_last = not self._queue
+        if self._receiving is queued:
+            self._receiving = None
+        self._body_bytes = 0
+        self._start(queued.method, queued.target, queued.version, queued.fields, queued.keep_alive)
+        driver = self.driver
+        if driver is None:  # refused; the connection goes on or lingers
+            if not self._is_lingering and self._queue:
+                self.loop.call_soon(self._next)
+            elif not self._is_lingering and self._refusal is not None:
+                self._refuse_now(self._refusal)
+            return
+        for data in queued.body:
+            self._body_bytes += len(data)
+            limit = self._limits.max_body_bytes
+            if limit and self._body_bytes > limit:
+                driver.feed(BROKEN, RequestRefused(413, f"body is over max_body_bytes = {limit}"))
+                return
+            driver.feed(BODY, data)
+        if queued.is_ended:
+            self.waiting_for = NOTHING
+            self.waiting_until = 0
+            if self.driver is driver:
+                driver.feed(BODY_END)
+        elif is_last and self._refusal is None:
+            self._release(_FOR_QUEUE)  # the rest of its body has yet to come
+        elif self._refusal is not None:
+            driver.feed(BROKEN, self._refusal)
+
+    # --- refusals -------------------------------------------------------------------------------------
+
+    def _broken(self, refusal: RequestRefused) -> None:
+        """What arrives breaks a rule. Requests before it are answered first."""
+        driver = self.driver
+        if driver is not None and not driver.is_request_ended and self._receiving is None and not self._in_head:
+            driver.feed(BROKEN, refusal)
+            return
+        self._refuse(refusal)
+
+    def _refuse(self, refusal: RequestRefused) -> None:
+        """Refuse what is being parsed, once what was before it is answered."""
+        if self.driver is None and not self._queue:
+            self._refuse_now(refusal)
+            return
+        if self._receiving is not None and not self._receiving.is_ended and not self._in_head:
+            self._queue.remove(self._receiving)  # its body is what is broken
+            self._receiving = None
+        self._refusal = refusal
+        self._pause(_FOR_QUEUE)
+
+    def _refuse_now(self, refusal: RequestRefused) -> None:
+        self._refusal = None
+        self.context.requests += 1
+        method = b""
+        if not self._in_head:
+            self.url, self.headers = b"", []
+        self._answer_refusal(refusal, method, self.url or b"", [], False)
+
+    def _answer_refusal(
+        self, refusal: RequestRefused, method: bytes, target: bytes, fields: list[Field], keep_alive: bool
+    ) -> None:
+        """Answer a request that has no exchange: status, one log line, audit, metric."""
+        context = self.context
+        status = refusal.status
+        context.count_refused(status)
+        correlation_id = context.next_exchange()[1]
+        close = refusal.close or not keep_alive or self.is_draining or _has_body(fields)
+        head_fields: list[Field] = [(b"content-type", b"text/plain; charset=utf-8")]
+        if refusal.allow:
+            head_fields.append((b"allow", refusal.allow.encode()))
+        elif status == 405:
+            head_fields.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+        body = b"%b\ncorrelation id: %b\n" % (refusal.reason.encode(), correlation_id)
+        self.write(
+            apply.own_response(
+                status, head_fields, (), body, correlation_id, context.date, is_head=method == b"HEAD", close=close
+            )
+        )
+        context.account(
+            AuditRecord(
+                ts=context.timestamp(),
+                source="worker",
+                correlation_id=correlation_id.decode(),
+                decision="refused",
+                status=status,
+                reason=refusal.reason,
+                client_ip=self.peer_ip,
+                method=method.decode("latin-1"),
+                uri=text(target)[:1024],
+            ),
+            log.WARNING,
+            "request refused",
+        )
+        self.server_state.total_requests += 1
+        if close:
+            self._linger()
+        elif self.driver is None and not self._queue and self._refusal is None:
+            self._await_next()
+
+    def _linger(self) -> None:
+        """Close, but read on for a moment: a reset would destroy the answer on its way to the client."""
+        self._is_lingering = True
+        self._queue.clear()
+        self.waiting_for = LINGERING
+        self.waiting_until = self.context.now + self.context.linger_ns
+        transport = self.transport
+        if transport.is_closing():
+            return
+        if transport.can_write_eof() and not self._is_request_over():
+            self._release(self._paused)
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _is_request_over(self) -> bool:
+        """Nothing of the client's is on its way that we know of: an ordinary close is enough."""
+        return not self._in_head and self._body_bytes == 0 and not self._paused
+
+    # --- reading and writing ----------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Write to the client; each call is a system call (uvloop 0.23), so callers join what they have."""
+        self.context.bytes_out += len(data)
+        self.transport.write(data)
+
+    def hold_body(self) -> None:
+        """From the driver: body is here that may not go. Decided at the end of this read (it may be whole)."""
+        self._wants_hold = True
+
+    def release_body(self) -> None:
+        """From the driver: body may go."""
+        self._wants_hold = False
+        self._release(_FOR_DECISION)
+
+    def hold_for_upstream(self) -> None:
+        """From the driver: the upstream's buffer is full."""
+        self._pause(_FOR_UPSTREAM)
+
+    def release_for_upstream(self) -> None:
+        """From the driver: it has drained."""
+        self._release(_FOR_UPSTREAM)
+
+    def _pause(self, why: int) -> None:
+        if not self._paused:
+            self.transport.pause_reading()
+            if self.waiting_for == BODY_BYTE:
+                self.waiting_until = 0  # it is we who do not read
+        self._paused |= why
+
+    def _release(self, why: int) -> None:
+        if self._paused & why:
+            self._paused &= ~why
+            if not self._paused and not self.transport.is_closing():
+                self.transport.resume_reading()
+                if self.waiting_for == BODY_BYTE:
+                    self.waiting_until = self.context.now + self.context.body_timeout_ns
+
+    def pause_writing(self) -> None:
+        if self.driver is not None:
+            self.driver.client_full()
+
+    def resume_writing(self) -> None:
+        if self.driver is not None:
+            self.driver.client_writable()
+
+
+def _asks_websocket(fields: list[Field]) -> bool:
+    return any(
+        name.lower() == b"upgrade" and any(token.strip().lower() == b"websocket" for token in value.split(b","))
+        for name, value in fields
+    )
+
+
+def _has_body(fields: list[Field]) -> bool:
+    for name, value in fields:
+        lower = name.lower()
+        if lower == b"transfer-encoding" or (lower == b"content-length" and value != b"0"):
+            return True
+    return False

@@ -1,0 +1,330 @@
+"""Moves the bytes of one connection to an upstream between its transport and whoever uses it.
+
+Its user is a sink: the driver of one exchange. The pool gives and takes connections (pool.py), the
+reader says what the bytes mean (reader.py); here is only when which of them is told.
+
+    connecting --connection_made--> given to a sink --response and request complete--> idle --> given ...
+                                        |  anything else                                | a byte, EOF
+                                        +----------------------> closed <---------------+
+
+Nothing here waits, and no timer is set: `marked_ns` is 0 after every sign of life, the pool's sweep puts
+the time there and compares.
+
+Kind: IO.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import Protocol, cast
+
+from proxy.upstream.balance import Endpoint
+from proxy.upstream.reader import ResponseReader
+from proxy.upstream.response import Field, ResponseHead
+from shared.defaults import CLIENT_BUFFER_BYTES
+from shared.errors import UpstreamFailed
+
+# RFC 9110 9.2.2; a request that may have had its effect is repeated only if that changes nothing.
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+
+
+class UpstreamSink(Protocol):
+    """Who asked for an upstream: the driver of one exchange; hashable by identity.
+
+    Exactly one of `upstream_end` and `upstream_failed` ends every `acquire` that was neither cancelled nor
+    aborted. From then on, and after its own `abort`, the sink must forget the connection: it may already
+    be another request's. All of these may be called from inside `acquire`.
+    """
+
+    def upstream_connected(self, conn: "UpstreamConnection") -> None:
+        """The connection is yours: write the request's head now.
+
+        A second call for the same `acquire` is a retry: the reused connection of the first died before
+        a byte of the response came. No body byte had been given (`write_body`), so begin again on the
+        new connection: head, and `end_body` where the request is complete.
+        """
+
+    def upstream_informational(self, status: int, headers: list[Field]) -> None:
+        """A response 1xx other than 100 and 101; more heads follow."""
+
+    def upstream_head(self, head: ResponseHead) -> None:
+        """The final head. `conn.has_more`: body or end follow before this read is over, hold your write."""
+
+    def upstream_body(self, data: bytes) -> None:
+        """Body bytes without their framing, never empty, at most one call per read. `conn.has_more` as above."""
+
+    def upstream_end(self) -> None:
+        """The response is complete; the connection is already back in its pool, or closed."""
+
+    def upstream_failed(self, failure: UpstreamFailed) -> None:
+        """There is no response, or (after `upstream_head`) no end of it."""
+
+    def upstream_paused(self) -> None:
+        """More than CLIENT_BUFFER_BYTES of the request are unsent: give no more until `upstream_writable`."""
+
+    def upstream_writable(self) -> None:
+        """The unsent bytes are few again."""
+
+
+class ConnectionOwner(Protocol):
+    """What a connection asks of its pool."""
+
+    def connected(self, conn: "UpstreamConnection") -> None: ...
+    def take_back(self, conn: "UpstreamConnection") -> None: ...
+    def forget_idle(self, conn: "UpstreamConnection") -> None: ...
+    def poisoned(self, conn: "UpstreamConnection") -> None: ...
+    def failed(self, conn: "UpstreamConnection", sink: UpstreamSink, failure: UpstreamFailed) -> None: ...
+    def died_unanswered(self, conn: "UpstreamConnection", sink: UpstreamSink) -> bool: ...
+    def lost(self, conn: "UpstreamConnection") -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to one endpoint; `sink` is its user, None while it connects, is idle or is closed.
+
+    For the sink: `is_reused` (an earlier request used it), `target` (the address as configured),
+    `has_more` (see UpstreamSink), and the methods from `write_head` to `resume_reading`.
+    """
+
+    __slots__ = (
+        "_is_body_given",
+        "_is_paused",
+        "_is_request_complete",
+        "_is_stalled",
+        "_reader",
+        "_transport",
+        "endpoint",
+        "has_more",
+        "is_head_told",
+        "is_reused",
+        "marked_ns",
+        "method",
+        "owner",
+        "retried",
+        "sink",
+    )
+
+    def __init__(self, owner: ConnectionOwner, endpoint: Endpoint) -> None:
+        self.owner = owner
+        self.endpoint = endpoint
+        self.sink: UpstreamSink | None = None
+        self.is_reused = False
+        self.has_more = False
+        self.is_head_told = False
+        self.marked_ns = 0
+        self.method = b""
+        self.retried = 0
+        self._transport: asyncio.Transport | None = None
+        self._reader = ResponseReader()
+        self._is_paused = False  # by the sink: it takes no more of the response
+        self._is_stalled = False  # by the transport: it takes no more of the request
+        self._is_request_complete = False
+        self._is_body_given = False
+
+    @property
+    def target(self) -> str:
+        """The address as configured."""
+        return self.endpoint.address
+
+    def give_to(self, sink: UpstreamSink, method: bytes, retried: int) -> None:
+        """Begin a request; ends with `upstream_connected`."""
+        self.sink = sink
+        self.method = method
+        self.retried = retried
+        self.marked_ns = 0
+        self.is_head_told = False
+        self._is_request_complete = False
+        self._is_body_given = False
+        self._reader.begin(method == b"HEAD")
+        sink.upstream_connected(self)
+
+    # --- called by the sink -----------------------------------------------------------------------
+
+    def write_head(self, data: bytes) -> None:
+        """The request's head, and nothing of its body."""
+        if self.sink is not None and self._transport is not None:
+            self._transport.write(data)
+
+    def write_body(self, data: bytes) -> None:
+        """Body bytes, framed by the caller. From the first on the request is never retried."""
+        if self.sink is not None and self._transport is not None:
+            self._is_body_given = True
+            self.marked_ns = 0
+            self._transport.write(data)
+
+    def end_body(self) -> None:
+        """The request is complete, with or without a body; without this the connection is never reused."""
+        if self.sink is not None:
+            self._is_request_complete = True
+            self.marked_ns = 0
+
+    def abort(self) -> None:
+        """The client is gone or was refused: close at once, tell the sink nothing more."""
+        if self.sink is not None:
+            self.sink = None
+            self._drop()
+
+    def pause_reading(self) -> None:
+        """The client takes no more for now. What this read has already brought is still delivered."""
+        if self.sink is not None and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The client takes more again."""
+        if self.sink is not None and self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self.marked_ns = 0
+            self._transport.resume_reading()
+
+    # --- called by the transport ------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = made = cast(asyncio.Transport, transport)
+        made.set_write_buffer_limits(high=CLIENT_BUFFER_BYTES)
+        sock = made.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.owner.connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        sink = self.sink
+        if sink is None:
+            self._unasked()
+            return
+        self.marked_ns = 0
+        reader = self._reader
+        try:
+            reader.feed(data)
+        except UpstreamFailed as failure:
+            self.fail(failure)
+            return
+        if not self.is_head_told:
+            if reader.informational is not None:
+                for status, headers in reader.informational:
+                    sink.upstream_informational(status, headers)
+                    if self.sink is not sink:
+                        return
+            head = reader.head
+            if head is None:
+                return
+            self.is_head_told = True
+            self.has_more = reader.is_complete or reader.body != b""
+            sink.upstream_head(head)
+            if self.sink is not sink:
+                return
+        if reader.body:
+            self.has_more = reader.is_complete
+            sink.upstream_body(reader.body)
+            if self.sink is not sink:
+                return
+        if reader.is_complete:
+            self._finish(sink)
+
+    def eof_received(self) -> None:
+        sink = self.sink
+        if sink is None:
+            self.owner.forget_idle(self)
+        elif not self._is_cut() and self._reader.eof():
+            self._finish(sink)
+        else:
+            self._drop()  # a transport with unsent bytes would go on trying; connection_lost tells the rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        sink = self.sink
+        self.sink = None
+        self.owner.lost(self)
+        if sink is not None and not (self._may_retry() and self.owner.died_unanswered(self, sink)):
+            text = f"closed before the response was complete: {exc or 'end of stream'}"
+            self.owner.failed(self, sink, UpstreamFailed(502, "closed_early", text))
+
+    def pause_writing(self) -> None:
+        self._is_stalled = True
+        if self.sink is not None:
+            self.sink.upstream_paused()
+
+    def resume_writing(self) -> None:
+        self._is_stalled = False
+        self.marked_ns = 0
+        if self.sink is not None:
+            self.sink.upstream_writable()
+
+    # --- called by the pool -----------------------------------------------------------------------
+
+    def is_usable(self) -> bool:
+        """Whether a request can still be written; an idle connection may have died in this turn of the loop."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def is_held_by_client(self) -> bool:
+        """Whether silence is the client's doing."""
+        return self._is_paused
+
+    def fail(self, failure: UpstreamFailed) -> None:
+        """End the request without a response; the connection is closed."""
+        sink = self.sink
+        self.sink = None
+        self._drop()
+        if sink is not None:
+            self.owner.failed(self, sink, failure)
+
+    def close(self) -> None:
+        """Close an idle or finished connection in good order."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def drop(self) -> None:
+        """Close at once whatever state it is in; a sink is not told."""
+        self.sink = None
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _is_cut(self) -> bool:
+        """Whether TLS ended without its goodbye: anybody on the way could have ended it (RFC 9112 9.8).
+
+        uvloop reports only a true end, asyncio any.
+        """
+        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        if tls is None:
+            return False
+        try:
+            return bool(tls.read(1))
+        except ssl.SSLZeroReturnError:
+            return False
+        except ssl.SSLError:
+            return True
+
+    def _may_retry(self) -> bool:
+        """Whether the dead request can be begun again without anybody noticing."""
+        return self.is_reused and self._reader.is_untouched and not self._is_body_given and self.method in IDEMPOTENT
+
+    def _finish(self, sink: UpstreamSink) -> None:
+        reader = self._reader
+        self.sink = None
+        self.has_more = False
+        if self._is_paused:  # an idle connection must read, or its end would go unnoticed
+            self._is_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+        if reader.has_extra:
+            self.owner.poisoned(self)
+            self._drop()
+        elif not self._is_request_complete or self._is_stalled:
+            # It answered before it had the request; what it does with the rest is not our business.
+            self._drop()
+        elif not reader.is_keep_alive:
+            self.close()
+        else:
+            self.is_reused = True
+            self.owner.take_back(self)
+        sink.upstream_end()
+
+    def _unasked(self) -> None:
+        """Bytes without a request: whatever they are, the next response could no longer be told apart."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self.owner.forget_idle(self)
+            self.owner.poisoned(self)
+            self._drop()

@@ -1,0 +1,17 @@
+"""What proxy and agentd both need, and nothing else.
+
+Here may live only
+
+  (a) a format or number that two processes must agree on,
+  (b) a pure function that both must compute alike,
+  (c) plumbing without policy.
+
+No event loop, socket library or command line may be imported here; `make check` sees to it.
+
+(a) wire/         every byte format              defaults.py  every default and limit    errors.py  stable codes
+    events.py     what agents are asked about    runtime.py   names and locks of the runtime directory
+    config/       the configuration              segment*.py  the two shared files       metrics.py what they count
+(b) plan.py       whom to ask                    decision.py  failures, merge, header operations
+    breaker.py    may an agent be asked          readiness.py how well the whole is
+(c) clock.py deadlines.py pump.py log.py notify.py
+"""

@@ -1,0 +1,53 @@
+"""Keys and values of features that do not exist yet, each with the feature's name.
+
+They are known, so that `wardgate check` can say "not supported yet" and not "unknown"; and they are
+refused, because what is accepted must act (semantics 10). When a feature arrives, its rows move to
+shared/config/schema.py. Lists are written `agents[]`.
+
+Kind: table.
+"""
+
+KEYS: dict[str, str] = {
+    "server.max_connections": "connection limits",
+    "server.max_connections_per_client": "connection limits",
+    "server.tls": "TLS on the listening side",
+    "upstreams[].health_check": "active health checks",
+    "routes[].request_body": "request bodies for agents",
+    "routes[].response_body": "response bodies for agents",
+    "routes[].decode_bodies": "decoding of bodies for agents",
+    "routes[].websocket": "WebSocket",
+    "routes[].guardrails": "guardrails",
+    "routes[].max_concurrent": "concurrency limits",
+    "routes[].max_concurrent_per_client": "concurrency limits",
+    "routes[].rate_limits": "rate limits",
+    "routes[].agents_may_choose": "choice of the upstream by agents",
+    "audit.retention_days": "retention of audit records",
+    "tracing": "tracing",
+}
+
+VALUES: dict[str, dict[str, str]] = {
+    "upstreams[].balance": {
+        "weighted": "other balancing than round_robin",
+        "least_requests": "other balancing than round_robin",
+        "p2c": "other balancing than round_robin",
+        "consistent_hash": "other balancing than round_robin",
+    },
+    "agents[].protocol": {
+        "zentinel-v1": "the stream dialects",
+        "zentinel-v2": "the stream dialects",
+    },
+    "agents[].events[]": {
+        "request_body_chunk": "request bodies for agents",
+        "response_body_chunk": "response bodies for agents",
+        "request_complete": "completion events",
+        "websocket_frame": "WebSocket",
+        "guardrail_inspect": "guardrails",
+    },
+    "audit.sinks[]": {
+        "sqlite": "the SQLite sink",
+        "postgres": "the PostgreSQL sink",
+    },
+    "audit.when_full": {
+        "block": "blocking on a full audit queue",
+    },
+}

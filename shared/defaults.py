@@ -1,0 +1,182 @@
+"""Every default and every hard limit, with its unit and its reason.
+
+Nothing else in the project may hold such a number. `shared/config/schema.py` takes its defaults from
+here; capacities of the segments stand here because two processes must agree on them.
+
+Kind: table.
+"""
+
+from typing import Final
+
+# --- server (the HTTP front) ---------------------------------------------------------------------
+LISTEN: Final = ("127.0.0.1:8080",)  # loopback until somebody decides otherwise
+WORKERS: Final = 2  # 0 = one per core
+WORKER_TIMEOUT_S: Final = 60  # gunicorn's default is 30; a worker here never blocks, so longer is safe
+MAX_REQUESTS: Final = 0  # recycling is for leaks; we have none that we know of
+MAX_HEADER_BYTES: Final = 32_768  # nginx: 4 x 8 KiB
+MAX_HEADERS: Final = 100  # Apache's LimitRequestFields
+MAX_TARGET_BYTES: Final = 8_192  # request target; RFC 9110 4.1 asks for at least 8,000
+MAX_BODY_BYTES: Final = 10_485_760  # 10 MiB
+MAX_TRAILERS: Final = 16  # read, counted and dropped
+HEADER_TIMEOUT_S: Final = 10  # the whole head
+BODY_TIMEOUT_S: Final = 30  # without a byte
+KEEPALIVE_TIMEOUT_S: Final = 75  # nginx's default
+GRACEFUL_TIMEOUT_S: Final = 30
+DRAIN_IDLE_S: Final = 2  # a draining worker closes connections that stay idle for so long
+BACKLOG: Final = 2_048
+TRUSTED_PROXIES: Final = ("127.0.0.1/32",)
+MAX_PIPELINED: Final = 32  # heads queued behind an open exchange of one connection
+CHUNK_OVERHEAD_BYTES: Final = 65_536  # chunk framing may exceed RATIO x body by so much
+CHUNK_OVERHEAD_RATIO: Final = 16  # one-byte chunks are 6 bytes each
+LINGER_MS: Final = 2_000  # how long a connection is read on after an answer that closes it
+LINGER_BYTES: Final = 1_048_576  # and how much
+CONNECTION_SWEEP_MS: Final = 200  # client timeouts are seconds; looking at every connection costs
+SWEEP_MS: Final = 20  # one deadline sweep per worker instead of a timer per request
+LOG_LINES_PER_S: Final = 1_000  # refusals beyond that: one line a second with the count
+CLIENT_BUFFER_BYTES: Final = 65_536  # high-water mark of a client's or upstream's write buffer
+MAX_FORWARDED_HOPS: Final = 32  # X-Forwarded-For entries looked at from the right
+
+# --- hop between worker and agentd ---------------------------------------------------------------
+WIRE_VERSION: Final = 1
+HOP_GRACE_MS: Final = 100  # the worker gives up so long after the deadline, so that a merge is never overtaken
+HOP_HWM: Final = 1_000  # messages; each carries a whole loop tick
+HOP_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+HOP_BODY_FRAME_BYTES: Final = 4_096  # bodies from this size travel as frames of their own
+HOP_PENDING_MAX: Final = 20_000  # events of one worker without an answer; beyond: QueueFull
+DRAIN_MESSAGES: Final = 100  # received per wake-up before the loop turns
+RECONNECT_MS: Final = 50  # first back-off inside the host
+RECONNECT_MAX_MS: Final = 1_000  # semantics 7: capped at 1 s inside the host
+AGENTD_BEAT_MS: Final = 100
+AGENTD_STALE_MS: Final = 1_000
+SEGMENT_CHECK_MS: Final = 1_000  # readers compare inode and nonce so often
+ZMTP_HEARTBEAT_MS: Final = 1_000
+ZMTP_HEARTBEAT_TIMEOUT_MS: Final = 3_000
+ZMTP_HANDSHAKE_MS: Final = 2_000
+
+# --- agents --------------------------------------------------------------------------------------
+AGENT_TIMEOUT_MS: Final = 200
+FAILURE_MODE: Final = "closed"
+MAX_CONCURRENT_CALLS: Final = 100
+MAX_QUEUE: Final = 200
+MAX_AGENT_BODY_BYTES: Final = 1_048_576
+V1_CONNECTIONS: Final = 1
+BREAKER_FAILURES: Final = 5
+BREAKER_SUCCESSES: Final = 2
+BREAKER_TIMEOUT_S: Final = 30.0
+BREAKER_WINDOW_S: Final = 60.0
+BREAKER_PROBES: Final = 1
+AGENT_HWM: Final = 1_000
+AGENT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+SESSION_MAX_BYTES: Final = 32 * 1024 * 1024  # outstanding per session: a high-water mark counts messages only
+AGENT_HEARTBEAT_MS: Final = 1_000  # silence before a ping; three times that = dead
+HELLO_WITHIN_MS: Final = 2_000  # a peer that says nothing is cut
+BAD_MESSAGES_PER_MIN: Final = 3
+BAD_PEER_RETRY_MS: Final = 5_000
+HELLO_MAX_CONCURRENCY: Final = 100
+HELLO_MAX_BATCH: Final = 1
+MAX_BATCH: Final = 256
+HELLO_MAX_BODY_BYTES: Final = 1_048_576
+MAX_CALL_ID_CHARS: Final = 32
+MAX_AGENT_METRIC_SERIES: Final = 200  # per agent; what is beyond is dropped and counted
+AGENT_METRIC_LABELS: Final = 8  # of one series that an agent reports
+AGENT_METRIC_CHARS: Final = 128  # of a name or label value in it
+AGENT_METRIC_BUCKETS: Final = 32  # of one histogram in it
+DRAIN_DEADLINE_MS: Final = 30_000
+V1_RECONNECT_MS: Final = 100
+V1_RECONNECT_MAX_MS: Final = 1_000
+FLIGHT_RECORDER_CALLS: Final = 64  # per lane: what `wardgate agents` shows of the last calls
+MAX_SESSIONS_PER_AGENT: Final = 64  # instances of one name; one more is refused too_many
+AGENT_PEERS_MAX: Final = 4_096  # connections to the agents' socket, with or without a HELLO
+AGENT_CONTROL_MAX_BYTES: Final = 65_536  # HELLO, CONFIG_RESULT, HEALTH, DRAIN
+AGENT_METRICS_MAX_BYTES: Final = 1_048_576  # one METRICS message
+AGENT_PING_MAX_BYTES: Final = 256  # all frames of a PING: they are echoed
+AGENT_MAX_FRAMES: Final = 4_098  # verb, JSON and at most 4,096 bodies
+AGENT_CHATTER_PER_S: Final = 100  # messages other than VERDICTS of one session; beyond: malformed
+AGENT_LOOK_MS: Final = 100  # how often sessions, strangers and memory are looked at
+REFUSED_LINGER_MS: Final = 1_000  # between REFUSE and the cut, so that it can be read
+HELLO_RETRY_MS: Final = 1_000  # an agent repeats HELLO so often; also the back-off of shutting_down
+AGENT_LINGER_MS: Final = 100  # for the last BYE when the socket closes
+AGENT_ENDED_REMEMBERED: Final = 2_048  # ended calls per session by which a late verdict is told from garbage
+VERDICT_CACHE_ENTRIES: Final = 512  # per agent
+VERDICT_CACHE_BYTES: Final = 512  # a longer verdict is decoded each time
+PEER_EVENTS_HWM: Final = 100_000  # ACCEPTED and DISCONNECTED unread; at the mark libzmq's I/O thread would wait
+MEMORY_SLACK_BYTES: Final = 64 * 1024 * 1024  # growth nobody accounts for, before suspects are cut
+MEMORY_QUIET_MS: Final = 50  # a peer that sends without finishing a message for so long is a suspect
+V1_CONFIGURE_MS: Final = 5_000  # for the answer to configure: an agent may load models first
+AGENT_LOG_LINES_PER_S: Final = 20  # about refused and cut peers: each comes back after a tenth of a second
+PENALTIES_MAX: Final = 1_024  # processes that are not listened to for BAD_PEER_RETRY_MS; then the old ones are swept
+
+# --- upstreams -----------------------------------------------------------------------------------
+CONNECT_TIMEOUT_S: Final = 2.0
+RESPONSE_TIMEOUT_S: Final = 60.0
+IDLE_TIMEOUT_S: Final = 300.0
+UPSTREAM_CONNECTIONS: Final = 256  # per worker and upstream
+UPSTREAM_RETRIES: Final = 1
+UPSTREAM_KEEPALIVE_S: Final = 60.0  # an idle connection is closed after so long
+MAX_RESPONSE_HEADER_BYTES: Final = 65_536
+MAX_RESPONSE_HEADERS: Final = 200
+MAX_INFORMATIONAL: Final = 8  # 1xx responses before the final one
+UPSTREAM_WAITING: Final = 1_024  # requests of one worker that wait for a connection; beyond: 503 at once
+UPSTREAM_TARGET_RETRY_S: Final = 5.0  # a target that could not be connected to is asked last for so long
+UPSTREAM_TLS_CLOSE_S: Final = 1.0  # for the other end's goodbye; the connection counts as open until then
+UPSTREAM_SWEEP_MAX_MS: Final = 250  # how late a timeout may be noticed; a tenth of the shortest where that is less
+UPSTREAM_KNOWN_S: Final = 30.0  # readiness: a connect older than this says nothing; a worker tries after 10 s
+
+PROBE_AFTER_S: Final = 10  # an upstream nobody connected to for so long is probed for readiness
+
+# --- segments: capacities, never from configuration ----------------------------------------------
+WORKER_SLOTS: Final = 128
+AGENT_ROWS: Final = 256
+ROUTE_ROWS: Final = 1_024
+BUCKET_ROWS: Final = 65_536
+UPSTREAM_ROWS: Final = 256
+SEGMENT_NAME_BYTES: Final = 64  # of a name in a segment, UTF-8
+SEGMENT_READ_TRIES: Final = 200  # about 40 us: a row still torn then has a writer that stopped inside it
+WORKER_STALE_MS: Final = 5_000  # a worker beats every second; five missed = its loop does not turn
+FILTERS_PER_ROUTE: Final = 64  # an event's mask is one u64
+
+# --- admin, audit, logging -----------------------------------------------------------------------
+ADMIN_LISTEN: Final = ("127.0.0.1:9900",)
+ADMIN_MAX_CONNECTIONS: Final = 64
+ADMIN_TIMEOUT_S: Final = 2.0  # how long the CLI waits for agentd
+ADMIN_REQUEST_S: Final = 5.0  # a whole admin connection: one request, one answer
+ADMIN_MAX_REQUEST_BYTES: Final = 16_384  # head and body together
+ADMIN_GROUP: Final = "wardgate-admin"  # may read the segments and use admin.sock
+LAG_SHOWN_S: Final = 10.0  # health shows the worst stall of agentd's loop for at least so long
+HEALTH_LOOK_SHARE: Final = 0.01  # of agentd's time goes at most into its own health, looked at once a second
+MEMORY_LOW_SHARE: Final = 0.05  # of the host's or the control group's memory free: health is degraded
+AUDIT_SINKS: Final = ("file",)
+AUDIT_PATH: Final = "/var/log/wardgate"
+AUDIT_QUEUE: Final = 10_000  # records
+AUDIT_QUEUE_BYTES: Final = 32 * 1024 * 1024  # records are counted, but memory is what runs out
+AUDIT_RECORD_MAX_BYTES: Final = 65_536  # a longer record is refused and counted
+AUDIT_FLUSH_MS: Final = 200
+AUDIT_STOP_S: Final = 2.0  # agentd waits so long for the last records to be written
+AUDIT_RETRY_MS: Final = 1_000  # a full disk or unwritable path is tried again so often
+AUDIT_STUCK_S: Final = 5.0  # a record unwritten for so long makes health degraded
+AUDIT_RECENT_S: Final = 60.0  # so long after the last dropped record health stays degraded
+AUDIT_WORKER_QUEUE: Final = 1_000  # a worker's records while agentd is away
+LOG_LEVEL: Final = "info"
+LOG_FORMAT: Final = "json"
+LOG_LINE_MAX_BYTES: Final = 4_096  # PIPE_BUF: a pipe takes it whole, and poll(2) says whether it would
+RUNTIME_DIR: Final = "/run/wardgate"
+CONFIG_PATH: Final = "/etc/wardgate/wardgate.toml"
+AGENT_GROUP: Final = "wardgate-agent"  # may reach the agents' socket
+SUN_PATH_MAX: Final = 107  # bytes of a unix socket's path, without the closing NUL
+
+# --- configuration --------------------------------------------------------------------------------
+CONFIG_MAX_BYTES: Final = 4 * 1024 * 1024  # of one file; a thousand routes are half a megabyte
+CONFIG_DEPTH: Final = 32  # levels of nesting; the schema has six, an agent's own `config` the rest
+SECRET_MAX_BYTES: Final = 4_096  # of a token or secret file
+TARGETS_PER_UPSTREAM: Final = 128  # the order of a round is computed ahead
+TARGET_WEIGHT: Final = 1
+NAME_MAX_CHARS: Final = 63  # of agents, routes, upstreams: a 64-byte field of the segments with its NUL
+
+# --- processes -----------------------------------------------------------------------------------
+ARBITER_TICK_MS: Final = 200  # how soon the arbiter sees that a worker became ready or drains by itself
+WORKER_STOP_S: Final = 1.0  # part of the graceful timeout kept for closing what the drain left open
+RESPAWN_MS: Final = 100  # first wait after a process that died young
+RESPAWN_MAX_MS: Final = 1_000  # semantics 7: capped at 1 s inside the host
+SHORT_LIFE_MS: Final = 1_000  # a process that was gone before this died young
+RUN_STARTUP_S: Final = 15.0  # `wardgate run` waits so long until its children are ready
+RUN_TICK_MS: Final = 50  # while it starts, `wardgate run` looks so often which agents are there

@@ -1,0 +1,247 @@
+"""Worker <-> agentd: the records of one loop tick in one message.
+
+    message   = frame 0 [, body frames]         (one ZeroMQ multipart, DEALER <-> ROUTER over ipc)
+    frame 0   = record*
+    record    = u32 length of what follows | u8 type | fields | rest
+
+All integers little-endian. `rest` runs to the end of the record.
+
+    type            direction   fields                                                     rest
+    REGISTER     1  W -> A      u16 wire version                                           JSON Register
+    EVENT        2  W -> A      u64 event, u64 exchange, u64 mask, u64 deadline,           the event's JSON,
+                                u16 plan, u8 kind, u8 flags, u16 body frame (FFFF: none)   forwarded untouched
+    CANCEL       3  W -> A      u64 exchange, u8 reason                                    -
+    END          4  W -> A      u64 exchange                                               -
+    AUDIT        5  W -> A      -                                                          JSON audit record
+    REGISTERED 129  A -> W      u16 wire version                                           JSON Registered
+    UNKNOWN    130  A -> W      -                                                          -  (register again)
+    DECISION   131  A -> W      u64 event                                                  empty = plain allow,
+                                                                                           else msgpack Decision
+
+`deadline` is CLOCK_MONOTONIC in ns. `mask`: bit i asks the plan's i-th agent. flags bit 0 = FINAL: no
+further event of this exchange will come, so nothing stays pinned and no END follows. An unknown record
+type is skipped (its length is known), an unknown wire version is refused by whoever is older.
+
+Kind: pure.
+"""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from struct import Struct
+from typing import Final
+
+import msgspec
+
+from shared.decision import ALLOW, Decision
+from shared.defaults import HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
+from shared.errors import WireError
+from shared.plan import Plan
+
+
+class RecordType(IntEnum):
+    """On the wire, never renumber."""
+
+    REGISTER = 1
+    EVENT = 2
+    CANCEL = 3
+    END = 4
+    AUDIT = 5
+    REGISTERED = 129
+    UNKNOWN = 130
+    DECISION = 131
+
+
+class CancelReason(IntEnum):
+    """Why nobody waits any more; the words are those of the agent protocol's CANCEL."""
+
+    CLIENT_GONE = 0
+    TIMEOUT = 1
+    DECIDED = 2
+    SHUTDOWN = 3
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+FLAG_FINAL: Final = 1
+NO_BODY: Final = 0xFFFF
+
+_LENGTH = Struct("<I")
+_TYPE = Struct("<IB")
+_VERSION = Struct("<IBH")
+_EVENT = Struct("<IBQQQQHBBH")
+_CANCEL = Struct("<IBQB")
+_END = Struct("<IBQ")
+_DECISION = Struct("<IBQ")
+EVENT_FIELDS: Final = _EVENT.size - 4  # bytes of an EVENT record before the event, length field aside
+UNKNOWN_RECORD: Final = _TYPE.pack(1, RecordType.UNKNOWN)
+
+
+class Register(msgspec.Struct, frozen=True):
+    """A worker introduces itself, on every connect."""
+
+    pid: int
+    slot: int  # in proxy.seg
+    config_digest: str
+    correlation_prefix: str  # + hex of the exchange id = correlation id
+    plans: tuple[Plan, ...]
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """agentd knows the worker's plans now."""
+
+    nonce: str  # of agentd's start
+    config_digest: str
+
+
+class EventRecord(msgspec.Struct, frozen=True, gc=False):
+    """A decoded EVENT; `event` is a view into the message, not a copy."""
+
+    event_id: int
+    exchange_id: int
+    mask: int
+    deadline_ns: int
+    plan: int
+    kind: int
+    is_final: bool
+    body_frame: int
+    event: memoryview
+
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_register = msgspec.json.Decoder(Register).decode
+_decode_registered = msgspec.json.Decoder(Registered).decode
+_encode_decision = msgspec.msgpack.Encoder().encode
+_decode_decision = msgspec.msgpack.Decoder(Decision).decode
+
+
+def pack_register(register: Register) -> bytes:
+    """A whole record."""
+    rest = _encode_json(register)
+    return _VERSION.pack(3 + len(rest), RecordType.REGISTER, WIRE_VERSION) + rest
+
+
+def pack_registered(registered: Registered) -> bytes:
+    """A whole record."""
+    rest = _encode_json(registered)
+    return _VERSION.pack(3 + len(rest), RecordType.REGISTERED, WIRE_VERSION) + rest
+
+
+def pack_event_fields(
+    event_id: int, exchange_id: int, mask: int, deadline_ns: int, plan: int, kind: int, flags: int, length: int
+) -> bytes:
+    """The record's front; `length` is that of the event's bytes, which the caller appends uncopied."""
+    return _EVENT.pack(EVENT_FIELDS + length, 2, event_id, exchange_id, mask, deadline_ns, plan, kind, flags, NO_BODY)
+
+
+def pack_cancel(exchange_id: int, reason: CancelReason) -> bytes:
+    """A whole record."""
+    return _CANCEL.pack(10, RecordType.CANCEL, exchange_id, reason)
+
+
+def pack_end(exchange_id: int) -> bytes:
+    """A whole record."""
+    return _END.pack(9, RecordType.END, exchange_id)
+
+
+def pack_audit(record: bytes) -> bytes:
+    """A whole record around an encoded audit record (shared/wire/audit.py)."""
+    return _TYPE.pack(1 + len(record), RecordType.AUDIT) + record
+
+
+def pack_decision(event_id: int, decision: Decision) -> bytes:
+    """A whole record; a plain allow has no rest."""
+    if decision is ALLOW:
+        return _DECISION.pack(9, 131, event_id)
+    rest = _encode_decision(decision)
+    return _DECISION.pack(9 + len(rest), 131, event_id) + rest
+
+
+def records(frame: "bytes | memoryview") -> Iterator[tuple[int, memoryview]]:
+    """(type, what follows it) of each record; raises WireError at the first that does not fit."""
+    view = memoryview(frame)
+    total = len(view)
+    if total > HOP_MAX_MESSAGE_BYTES:
+        raise WireError(f"message of {total} bytes is over {HOP_MAX_MESSAGE_BYTES}")
+    at = 0
+    while at < total:
+        if total - at < 5:
+            raise WireError(f"{total - at} bytes left at {at}, a record has at least 5")
+        (length,) = _LENGTH.unpack_from(view, at)
+        end = at + 4 + length
+        if length < 1 or end > total:
+            raise WireError(f"record at {at} claims {length} bytes, {total - at - 4} are left")
+        yield view[at + 4], view[at + 5 : end]
+        at = end
+
+
+_EVENT_REST = Struct("<QQQQHBBH")
+_CANCEL_REST = Struct("<QB")
+_U64 = Struct("<Q")
+_U16 = Struct("<H")
+
+
+def unpack_event(rest: memoryview) -> EventRecord:
+    """An EVENT record's fields; raises WireError when it is short."""
+    if len(rest) < _EVENT_REST.size:
+        raise WireError(f"event record of {len(rest)} bytes is shorter than its {_EVENT_REST.size} bytes of fields")
+    event_id, exchange_id, mask, deadline_ns, plan, kind, flags, body = _EVENT_REST.unpack_from(rest)
+    return EventRecord(
+        event_id, exchange_id, mask, deadline_ns, plan, kind, bool(flags & FLAG_FINAL), body, rest[_EVENT_REST.size :]
+    )
+
+
+def unpack_cancel(rest: memoryview) -> tuple[int, CancelReason]:
+    """(exchange id, reason)."""
+    if len(rest) < _CANCEL_REST.size:
+        raise WireError(f"cancel record of {len(rest)} bytes, want {_CANCEL_REST.size}")
+    exchange_id, reason = _CANCEL_REST.unpack_from(rest)
+    try:
+        return exchange_id, CancelReason(reason)
+    except ValueError:
+        raise WireError(f"cancel record with unknown reason {reason}") from None
+
+
+def unpack_end(rest: memoryview) -> int:
+    """The exchange id."""
+    if len(rest) < 8:
+        raise WireError(f"end record of {len(rest)} bytes, want 8")
+    return int(_U64.unpack_from(rest)[0])
+
+
+def _version(rest: memoryview, what: str) -> memoryview:
+    if len(rest) < 2:
+        raise WireError(f"{what} record of {len(rest)} bytes, want 2 and JSON")
+    version = _U16.unpack_from(rest)[0]
+    if version != WIRE_VERSION:
+        raise WireError(f"{what} speaks wire version {version}, this is version {WIRE_VERSION}")
+    return rest[2:]
+
+
+def unpack_register(rest: memoryview) -> Register:
+    """Raises WireError for another wire version or unreadable JSON."""
+    try:
+        return _decode_register(_version(rest, "register"))
+    except msgspec.MsgspecError as error:
+        raise WireError(f"register: {error}") from None
+
+
+def unpack_registered(rest: memoryview) -> Registered:
+    """Raises WireError for another wire version or unreadable JSON."""
+    try:
+        return _decode_registered(_version(rest, "registered"))
+    except msgspec.MsgspecError as error:
+        raise WireError(f"registered: {error}") from None
+
+
+def unpack_decision(rest: memoryview) -> tuple[int, Decision]:
+    """(event id, decision); raises WireError when it is short or the decision is unreadable."""
+    if len(rest) == 8:
+        return _U64.unpack(rest)[0], ALLOW
+    if len(rest) < 8:
+        raise WireError(f"decision record of {len(rest)} bytes, want at least 8")
+    try:
+        return _U64.unpack_from(rest)[0], _decode_decision(rest[8:])
+    except msgspec.MsgspecError as error:
+        raise WireError(f"decision: {error}") from None

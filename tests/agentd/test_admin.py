@@ -1,0 +1,203 @@
+"""agentd/admin.py: who may read and change what, and what a request is answered."""
+
+import json
+from typing import Any
+
+import pytest
+
+from agentd.admin import ROUTES, Admin, Peer, Request, Response
+from shared.wire import admin as wire
+from tests.agentd.fake_state import BREAKER, FakeState
+
+UNIX = Peer(True, uid=1000, pid=42)
+TCP = Peer(False, address="127.0.0.1:5555")
+
+
+def ask(
+    state: FakeState, method: str, path: str, peer: Peer = UNIX, body: bytes = b"", token: str = "", **headers: str
+) -> tuple[Response, Any]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = Admin(state, token).handle(Request(method, path, {"host": "localhost", **names}, peer, body))
+    return response, json.loads(response.body) if response.content_type == "application/json" else None
+
+
+# --- what may be done ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "is_ready", "health", "ready"),
+    [
+        (wire.Status.HEALTHY, True, 200, 200),
+        (wire.Status.DEGRADED, True, 200, 200),
+        (wire.Status.UNHEALTHY, False, 503, 503),
+    ],
+)
+def test_health_says_its_result_in_the_status(status: wire.Status, is_ready: bool, health: int, ready: int) -> None:
+    """A load balancer looks at the status alone; degraded still serves."""
+    state = FakeState()
+    state.status, state.is_ready = status, is_ready
+    assert ask(state, "GET", "/health")[0].status == health
+    response, body = ask(state, "GET", "/health/ready")
+    assert response.status == ready
+    assert body["components"][0] == {
+        "name": "agentd",
+        "status": status,
+        "message": "pid 1",
+        "required": True,
+        "latency_ms": None,
+        "last_check": "",
+    }
+    assert ask(state, "GET", "/health/live")[1] == {"status": "live", "pid": 1, "uptime_s": 2.0}
+
+
+@pytest.mark.parametrize("action", ["open", "close", "reset"])
+def test_a_breaker_is_changed_over_the_unix_socket(action: str) -> None:
+    """Its peers were admitted by uid; what was done is audited with who did it."""
+    state = FakeState()
+    response, body = ask(state, "POST", f"/api/breakers/waf/{action}")
+    assert response.status == 200
+    assert body["agent"] == "waf"
+    assert state.changes == [("waf", action, wire.BreakerChange())]
+    assert state.audited == [("uid 1000 pid 42", f"breaker.{action}", "waf", "closed")]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_numbers_are_changed_by_name(method: str) -> None:
+    """What is absent stays as it is."""
+    state = FakeState()
+    assert ask(state, method, "/api/breakers/waf/set", body=b'{"failure_threshold": 9}')[0].status == 200
+    assert state.changes == [("waf", "set", wire.BreakerChange(failure_threshold=9))]
+    assert state.audited == [("uid 1000 pid 42", "breaker.set", "waf", '{"failure_threshold":9}')]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"failure_treshold": 9}', b'{"failure_threshold": "9"}', b"{", b"\xff"]
+)
+def test_a_change_that_cannot_be_understood_changes_nothing(body: bytes) -> None:
+    """A mistyped name is an error, not a success without effect."""
+    state = FakeState()
+    response, problem = ask(state, "POST", "/api/breakers/waf/set", body=body)
+    assert response.status == 400
+    assert problem["error"]["code"] == "bad_request"
+    assert problem["error"]["message"].startswith("body: ")
+    assert state.changes == []
+    assert state.audited == []
+
+
+def test_an_unknown_agent_is_404_and_a_body_where_none_belongs_is_400() -> None:
+    """Both say why."""
+    state = FakeState()
+    assert ask(state, "POST", "/api/breakers/vaf/open")[0].status == 404
+    assert ask(state, "POST", "/api/breakers/waf/open", body=b'{"for": "ever"}')[0].status == 400
+
+
+TOKEN = "correct horse"
+
+
+@pytest.mark.parametrize(
+    ("configured", "authorization", "status"),
+    [
+        ("", f"Bearer {TOKEN}", 403),
+        (TOKEN, "", 401),
+        (TOKEN, "Bearer wrong", 401),
+        (TOKEN, f"Basic {TOKEN}", 401),
+        (TOKEN, f"Bearer {TOKEN}x", 401),
+        (TOKEN, "Bearer", 401),
+        (TOKEN, "Bearer \xe4", 401),
+        (TOKEN, f"Bearer {TOKEN}", 200),
+        (TOKEN, f"bearer {TOKEN}", 200),
+    ],
+)
+def test_a_change_over_tcp_needs_the_token(configured: str, authorization: str, status: int) -> None:
+    """Without a configured token no change over TCP at all."""
+    state = FakeState()
+    response, _ = ask(state, "POST", "/api/breakers/waf/open", TCP, token=configured, authorization=authorization)
+    assert response.status == status
+    assert len(state.changes) == (status == 200)
+    assert state.audited == ([("token from 127.0.0.1:5555", "breaker.open", "waf", "closed")] if status == 200 else [])
+    assert (("www-authenticate", 'Bearer realm="wardgate"') in response.headers) == (status == 401)
+
+
+@pytest.mark.parametrize("row", [row for row in ROUTES if not row.is_change], ids=lambda row: str(row.path))
+def test_reading_over_tcp_is_open(row: Any) -> None:
+    """Whoever can connect may look."""
+    assert ask(FakeState(), "GET", row.path, TCP)[0].status == 200
+
+
+@pytest.mark.parametrize("peer", [UNIX, TCP])
+@pytest.mark.parametrize(
+    "headers", [{"origin": "http://evil.example"}, {"origin": "null"}, {"sec_fetch_site": "same-site"}]
+)
+def test_a_web_page_changes_nothing(peer: Peer, headers: dict[str, str]) -> None:
+    """Browsers send Origin with every POST of a page; nobody else does."""
+    state = FakeState()
+    response, _ = ask(
+        state, "POST", "/api/breakers/waf/open", peer, token=TOKEN, authorization=f"Bearer {TOKEN}", **headers
+    )
+    assert response.status == 403
+    assert state.changes == []
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:9900", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:9900", 200),
+        ("10.0.0.7:9900", 200),
+        ("evil.example:9900", 421),
+        ("", 421),
+        ("1.2.3.evil", 421),
+    ],
+)
+def test_a_name_that_was_made_to_resolve_to_us_reads_nothing(host: str, status: int) -> None:
+    """DNS rebinding: the page's own name stands in Host."""
+    request = Request("GET", "/api/agents", {"host": host}, TCP, is_loopback=True)
+    assert Admin(FakeState()).handle(request).status == status
+    other = Request("GET", "/api/agents", {"host": host}, TCP, is_loopback=False)
+    assert Admin(FakeState()).handle(other).status == 200, "on a public address its name is its own"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/", 404, None),
+        ("GET", "/health/", 404, None),
+        ("GET", "/api/breakers/waf", 404, None),
+        ("POST", "/api/breakers/waf/explode", 404, None),
+        ("POST", "/api/breakers/a/b/open", 404, None),
+        ("POST", "/api/breakers/%ff/open", 400, None),
+        ("POST", "/health", 405, "GET, HEAD"),
+        ("DELETE", "/api/breakers", 405, "GET, HEAD"),
+        ("GET", "/api/breakers/waf/open", 405, "POST"),
+        ("PUT", "/api/breakers/waf/set", 405, "POST, PATCH"),
+    ],
+)
+def test_unknown_paths_and_wrong_methods(method: str, path: str, status: int, allow: str | None) -> None:
+    """404, or 405 with Allow, as JSON."""
+    response, body = ask(FakeState(), method, path)
+    assert response.status == status
+    assert dict(response.headers).get("allow") == allow
+    assert body["error"]["message"]
+
+
+def test_an_agents_name_is_one_segment_decoded_once() -> None:
+    """breaker_path quotes what the table takes apart again."""
+    seen: list[str] = []
+
+    class Names(FakeState):
+        def change_breaker(self, agent: str, action: wire.BreakerAction, change: wire.BreakerChange) -> wire.Breaker:
+            seen.append(agent)
+            return BREAKER
+
+    for name in ("waf", "a/b", "ä ?#%41", ".."):
+        assert ask(Names(), "POST", wire.breaker_path(name, "open"))[0].status == 200
+    assert seen == ["waf", "a/b", "ä ?#%41", ".."]
+
+
+def test_a_defect_is_500_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the traceback, the client does not."""
+    response, body = ask(FakeState(), "POST", "/api/breakers/explode/open")
+    assert response.status == 500
+    assert "ZeroDivisionError" not in str(body)
+    assert "ZeroDivisionError" in caplog.text

@@ -1,0 +1,104 @@
+"""`wardgate agents`: table, one agent at length, JSON, exit codes; against a real agentd."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.cli import main
+from shared.wire.admin import Agent, Instance, LastCall
+from tests.support import Agentd
+
+CONFIG = """
+[[upstreams]]
+name = "app"
+targets = [{ address = "127.0.0.1:9" }]
+[[agents]]
+name = "waf"
+protocol = "zmq-v2"
+events = ["request_headers"]
+[[agents]]
+name = "tracer"
+protocol = "zmq-v1"
+endpoint = "ipc:///nowhere/tracer.sock"
+failure_mode = "open"
+[[routes]]
+name = "all"
+upstream = "app"
+filters = [{ agent = "waf" }, { agent = "tracer", mode = "observe" }]
+"""
+
+
+@pytest.fixture
+def agentd(short_tmp_dir: Path) -> Iterator[Agentd]:
+    with Agentd(short_tmp_dir, CONFIG) as made:
+        yield made
+
+
+def agents(agentd: Agentd, *args: str) -> Result:
+    return CliRunner().invoke(main, ["agents", "--config", str(agentd.config), *args])
+
+
+def test_every_agent_has_a_line(agentd: Agentd) -> None:
+    """In the order of the configuration, whether it is there or not."""
+    agentd.start()
+    result = agents(agentd)
+    assert result.exit_code == 0
+    header, *rows = result.stdout.splitlines()
+    assert header.split()[:4] == ["AGENT", "PROTOCOL", "BREAKER", "INSTANCES"]
+    assert [row.split()[:4] for row in rows] == [
+        ["waf", "zmq-v2", "closed", "0"],
+        ["tracer", "zmq-v1", "closed", "0"],
+    ]
+
+
+def test_json_is_what_the_api_says(agentd: Agentd) -> None:
+    """One document."""
+    agentd.start()
+    document = json.loads(agents(agentd, "--json").stdout)
+    waf, tracer = document["agents"]
+    assert (waf["required"], waf["events"], waf["max_queue"]) == (True, ["request_headers"], 200)
+    assert (tracer["required"], tracer["events"]) == (False, ["request_headers", "response_headers"])
+    (only,) = json.loads(agents(agentd, "tracer", "--json").stdout)["agents"]
+    assert only["name"] == "tracer"
+
+
+def test_one_agent_is_shown_with_its_instances_and_last_calls(agentd: Agentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flight recorder."""
+    from proxy.cli import agents as module
+
+    instance = Instance("i-1", "degraded", 0.5, 3, 100, 2, True, False)
+    call = LastCall(1500.0, "c1", "request_headers", "timeout", "i-1", 0.01, 200.4, "no answer in time")
+    agent = Agent(
+        "waf", "zmq-v2", True, "half_open", ("request_headers",), 200, 3, 100, 1, 200, 9, 2,
+        {"decision": 7, "timeout": 2, "cancelled": 5}, {}, 4, 2.5, 100.0, (instance,), (call,),
+    )  # fmt: skip
+    monkeypatch.setattr(module.AdminClient, "agents", lambda self: module.wire.Agents((agent,)))
+    lines = agents(agentd, "waf").stdout.splitlines()
+    assert lines[1].split() == [
+        "waf", "zmq-v2", "half_open", "1", "3/100", "1/200", "7", "2", "4", "2.5", "ms", "100", "ms",
+    ]  # fmt: skip
+    assert "other ends: timeout 2, cancelled 5" in lines
+    text = "\n".join(lines)
+    assert "i-1       degraded  3/100      2       0.50  paused" in text
+    assert "1.5 s  request_headers  timeout  i-1       0.01 ms  200 ms  no answer in time" in text
+
+
+def test_an_unknown_agent_is_refused_and_a_missing_agentd_unreachable(agentd: Agentd) -> None:
+    """Exit codes 1 and 3."""
+    result = agents(agentd)
+    assert result.exit_code == 3
+    assert "agentd is not running" in result.stderr
+    agentd.start()
+    result = agents(agentd, "vaf")
+    assert result.exit_code == 1
+    assert result.stderr == "wardgate: there is no agent 'vaf'\n"
+
+
+def test_no_agents_is_said(short_tmp_dir: Path) -> None:
+    """Not an empty table."""
+    with Agentd(short_tmp_dir) as agentd:
+        agentd.start()
+        assert agents(agentd).stdout == "no agents are configured\n"

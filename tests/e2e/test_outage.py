@@ -1,0 +1,140 @@
+"""agentd dead, hung and back; an agent gone; a breaker opened by hand: what clients see, with real processes."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.agents import ALLOW, V2Agent
+from tests.http.corpus import Answer, Client, Upstream
+from tests.product import System, proxy_config
+from tests.support import wait_until
+
+
+class World:
+    """Three routes: /closed and /open ask agent a by their failure mode, / asks nobody."""
+
+    def __init__(self, tmp: Path) -> None:
+        self.upstream = Upstream()
+        routes = [
+            {"name": "free", "upstream": "up"},
+            {"name": "closed", "upstream": "up", "match": {"path_prefix": "/closed"}, "filters": [{"agent": "a"}]},
+            {"name": "open", "upstream": "up", "match": {"path_prefix": "/open"},
+             "filters": [{"agent": "a", "failure_mode": "open"}]},
+        ]  # fmt: skip
+        agents = [{"name": "a", "protocol": "zmq-v2", "timeout_ms": 500, "events": ["request_headers"]}]
+        config = proxy_config(self.upstream.address, server={"workers": 2}, routes=routes, agents=agents)
+        self.system = System(config, tmp).__enter__()
+        self.agent: V2Agent | None = None
+        self.dial()
+        self.system.registered()
+
+    def dial(self) -> None:
+        self.agent = V2Agent(self.system.agents_endpoint, "a", ["request_headers"], lambda event: ALLOW)
+        assert self.agent.ready.wait(10)
+
+    def hang_up(self) -> None:
+        if self.agent is not None:
+            self.agent.close()
+            self.agent = None
+
+    def close(self) -> None:
+        self.hang_up()
+        self.system.__exit__()
+        self.upstream.close()
+
+    def get(self, path: str) -> Answer:
+        with Client(self.system.address) as client:
+            client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            return client.answer()
+
+    def statuses(self) -> tuple[int, int, int]:
+        """(free, closed, open)."""
+        return self.get("/").status, self.get("/closed").status, self.get("/open").status
+
+    def settled(self, expected: tuple[int, int, int], timeout_s: float = 5.0) -> None:
+        """Both workers answer so: eight times in a row."""
+
+        def so() -> bool:
+            return all(self.statuses() == expected for _ in range(8))
+
+        wait_until(so, timeout_s, f"answers {expected}")
+
+    def cli(self, *args: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "wardgate"), *args, "--config", str(self.system.config)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def world(short_tmp_dir: Path) -> Iterator[World]:
+    made = World(short_tmp_dir)
+    yield made
+    made.close()
+
+
+WELL = (200, 200, 200)
+WITHOUT = (200, 503, 200)
+
+
+def test_agentd_killed_and_back(world: World) -> None:
+    """Dead: decided at once by failure mode, routes without agents do not notice; back: by itself."""
+    world.settled(WELL)
+    assert world.system.agentd is not None
+    world.system.agentd.kill()
+    world.settled(WITHOUT)
+    began = time.monotonic()
+    answers = [world.get("/closed") for _ in range(20)]
+    assert {answer.status for answer in answers} == {503}
+    assert (time.monotonic() - began) / 20 < 0.1, "nobody waits for a timeout"
+    health = world.cli("health")
+    assert health.returncode in (1, 3)
+    assert "agentd" in health.stdout + health.stderr
+    world.system.start_agentd()
+    world.settled(WELL)
+
+
+def test_agentd_frozen_and_thawed(world: World) -> None:
+    """SIGSTOP: the heartbeat goes stale within a second and then nobody waits; SIGCONT: by itself."""
+    world.settled(WELL)
+    assert world.system.agentd is not None
+    world.system.agentd.signal(signal.SIGSTOP)
+    try:
+        world.settled(WITHOUT)
+        health = world.cli("health")
+        assert health.returncode in (1, 3)
+    finally:
+        world.system.agentd.signal(signal.SIGCONT)
+    world.settled(WELL)
+
+
+def test_agent_gone_and_back(world: World) -> None:
+    """No live instance is Disconnected at once, never a wait; a new one is used as soon as it is there."""
+    world.settled(WELL)
+    world.hang_up()
+    world.settled(WITHOUT)
+    world.dial()
+    world.settled(WELL)
+
+
+def test_breaker_by_hand(world: World) -> None:
+    """`breaker open` acts in all workers, `breaker close` ends it; both say what they did."""
+    world.settled(WELL)
+    opened = world.cli("breaker", "open", "a")
+    assert opened.returncode == 0, opened.stderr
+    world.settled(WITHOUT, 1.0)
+    assert "open" in world.cli("breaker", "list").stdout
+    closed = world.cli("breaker", "close", "a")
+    assert closed.returncode == 0, closed.stderr
+    world.settled(WELL, 1.0)
+    assert world.cli("breaker", "open", "nobody").returncode in (1, 2)
+
+
+def test_health_when_all_is_well(world: World) -> None:
+    def well() -> bool:
+        return world.cli("health").returncode == 0
+
+    wait_until(well, 15)

@@ -1,0 +1,77 @@
+"""proxy/demo/upstream.py with a real process: every page, and that nothing of a request is hidden."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.proxy.front import Client, upstream
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    with upstream(tmp_path_factory.mktemp("upstream")) as text:
+        host, _, port = text.rpartition(":")
+        yield host, int(port)
+
+
+def test_the_page_and_the_document(address: tuple[str, int]) -> None:
+    """HTML at /, JSON at /json, 404 elsewhere, all on one connection."""
+    with Client(address) as client:
+        status, head, body = client.get("/")
+        assert (status, b"<h1>" in body) == (200, True)
+        assert "content-type: text/html" in head
+        assert json.loads(client.get("/json")[2])["ok"] is True
+        assert client.get("/nothing")[0] == 404
+
+
+def test_echo_shows_the_request_as_it_came(address: tuple[str, int]) -> None:
+    """Any method, the target's bytes, names in their case, order, repetitions, the body."""
+    with Client(address) as client:
+        client.socket.sendall(
+            b"BREW /echo?a=%2f HTTP/1.1\r\nHost: x\r\nX-CaSe: 1\r\nx-case: 2\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: z\r\n\r\n"
+        )
+        shown = json.loads(client.response()[2])
+        assert shown["method"] == "BREW"
+        assert shown["target"] == "/echo?a=%2f"
+        assert shown["headers"][:3] == [["Host", "x"], ["X-CaSe", "1"], ["x-case", "2"]]
+        assert (shown["body"], shown["body_bytes"]) == ("abcde", 5)
+        assert client.get("/json")[0] == 200, "the connection goes on"
+
+
+def test_upload_counts_and_hashes(address: tuple[str, int]) -> None:
+    """Without keeping it."""
+    data = bytes(range(256)) * 4096
+    with Client(address) as client:
+        client.socket.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        assert json.loads(client.response()[2]) == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_slow_and_stream_take_their_time(address: tuple[str, int]) -> None:
+    """/slow answers late, /stream comes piece by piece and ends as a chunked body does."""
+    with Client(address) as client:
+        began = time.monotonic()
+        assert client.get("/slow?s=0.3")[0] == 200
+        assert time.monotonic() - began >= 0.3
+        client.send("/stream?n=2")
+        client.until(b"7\r\nline 1\n\r\n")
+        assert b"line 2" not in client.received
+        client.until(b"7\r\nline 2\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("query", ["s=x", "s=-1", "s=nan", ""])
+def test_numbers_that_are_none(address: tuple[str, int], query: str) -> None:
+    """Nonsense in the query is no error page and no endless wait."""
+    with Client(address, 4) as client:
+        assert client.get(f"/slow?{query}")[0] == 200
+
+
+def test_head_has_no_body(address: tuple[str, int]) -> None:
+    """The next response begins right after the head."""
+    with Client(address) as client:
+        client.send("/", method="HEAD")
+        client.until(b"\r\n\r\n")
+        assert client.received.endswith(b"\r\n\r\n")
