@@ -125,11 +125,15 @@ class Daemon:
         stack.callback(self._disarm)
         self._dispatcher.configure(config.agents)
         lanes = self._dispatcher.lanes
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        stack.callback(context.destroy, 0)
+        # An I/O thread each: a flooding agent, or a slow name in an agent's endpoint, must not hold up the workers.
+        for_workers, for_agents = zmq.Context(), zmq.Context()
+        for context in (for_workers, for_agents):
+            stack.callback(context.destroy, 0)
         guard, moved, agents = MemoryGuard(), self._lanes_moved, config.agents
-        self._v2 = V2Transport(context, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved)
-        self._v1 = V1Transport(context, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
+        self._v2 = V2Transport(
+            for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved
+        )
+        self._v1 = V1Transport(for_agents, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
         writer = AgentdWriter.create(runtime.agentd_segment, loaded.digest)
         registry = self._v2.registry
         self._publisher = Publisher(writer, lanes, registry.hello_mask, runtime.breakers_file)
@@ -142,7 +146,7 @@ class Daemon:
                 _log.warning("breaker of %s is open: an operator opened it before the restart", name)
         self._publisher.refresh()
         self._ingress = Ingress(
-            context,
+            for_workers,
             self._loop,
             runtime.workers_socket,
             self._dispatcher,

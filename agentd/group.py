@@ -264,7 +264,7 @@ class EventGroup(msgspec.Struct, eq=False):
     def _answers(self) -> list[Answer | None]:
         answers: list[Answer | None] = []
         for call in self.calls:
-            if call is None or call.asked.is_observer or call.state is not _ENDED or call.outcome is Outcome.CANCELLED:
+            if call is None or call.asked.is_observer or call.state is not _ENDED:
                 answers.append(None)
             else:
                 decision = call.screened.decision if call.screened is not None else None

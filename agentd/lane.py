@@ -278,11 +278,9 @@ class Lane:
     def _place(self, call: Call, now: int, is_next: bool = False) -> None:
         """Send now, queue, or refuse a call that has its breaker permit. `is_next`: its turn in the queue has come."""
         pool = self.pool
-        if call.exchange_key is not None:
-            call.instance = pool.pins.get(call.exchange_key)
-            if call.instance is not None and not call.instance.is_live:
-                self._refuse(call, Outcome.DISCONNECTED, now, "the request's instance is gone")
-                return
+        if call.exchange_key is not None and not self._follow_pin(call):
+            self._refuse(call, Outcome.DISCONNECTED, now, "the request's instance is gone")
+            return
         if not pool.instances:
             self._refuse(call, Outcome.DISCONNECTED, now, "no live instance")
             return
@@ -298,6 +296,13 @@ class Lane:
         self.ledger.queued_total += 1
         self._queue.add(call)
 
+    def _follow_pin(self, call: Call) -> bool:
+        """Note which instance the call's exchange belongs to, if any; False = that one is gone."""
+        assert call.exchange_key is not None
+        pins = self.pool.pins
+        call.instance = pins.get(call.exchange_key)
+        return call.instance is not None or call.exchange_key not in pins
+
     def _observe(self, call: Call, now: int) -> None:
         """An observer's call: now or not at all, and only to an agent that is well."""
         outcome, message = Outcome.QUEUE_FULL, "no free permit for an observer"
@@ -305,15 +310,10 @@ class Lane:
             outcome, message = Outcome.BREAKER_OPEN, "breaker is open"
         elif not self.pool.instances:
             outcome, message = Outcome.DISCONNECTED, "no live instance"
-        else:
-            if call.exchange_key is not None:
-                call.instance = self.pool.pins.get(call.exchange_key)
-            if call.instance is not None and not call.instance.is_live:
-                outcome, message = Outcome.DISCONNECTED, "the request's instance is gone"
-            elif (
-                not self._queue.length and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now)
-            ):
-                return
+        elif call.exchange_key is not None and not self._follow_pin(call):
+            outcome, message = Outcome.DISCONNECTED, "the request's instance is gone"
+        elif not self._queue.length and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now):
+            return
         self._end(call, outcome, now, message)
 
     def _send(self, call: Call, now: int) -> bool:

@@ -1,7 +1,7 @@
 """Which live instance of an agent gets a call, and who waits for which.
 
 An exchange stays with the instance that got its first event (it may keep state of the request); if that
-one goes, the exchange is not moved: `pins` then names an instance that is not live. For everything else
+one goes, the exchange is not moved, nor picked up again when the instance comes back. For everything else
 the least busy one is chosen, healthy before degraded before unhealthy, in turn where that is a tie.
 
 Kind: pure.
@@ -25,7 +25,7 @@ class Pool:
 
     def __init__(self) -> None:
         self.instances: list[Instance] = []
-        self.pins: dict[ExchangeKey, Instance] = {}
+        self.pins: dict[ExchangeKey, Instance | None] = {}  # None: its instance is gone
         self._turn = 0
 
     def add(self, instance: Instance) -> None:
@@ -34,9 +34,14 @@ class Pool:
         self.instances.append(instance)
 
     def remove(self, instance: Instance) -> None:
-        """It is gone; exchanges pinned to it stay so until they end."""
+        """It is gone, and so are the exchanges pinned to it, until they end."""
         instance.is_live = False
         self.instances.remove(instance)
+        if instance.pins:
+            for key, pinned in self.pins.items():
+                if pinned is instance:
+                    self.pins[key] = None
+            instance.pins = 0
 
     def choose(self, without: Collection[Instance] = ()) -> Instance | None:
         """The instance for a call that is not pinned; None = nobody has a free place now.
@@ -66,7 +71,7 @@ class Pool:
             instance.pins += 1
 
     def unpin(self, key: ExchangeKey) -> Instance | None:
-        """The exchange has ended; which instance it was pinned to."""
+        """The exchange has ended; the live instance it was pinned to."""
         instance = self.pins.pop(key, None)
         if instance is not None:
             instance.pins -= 1

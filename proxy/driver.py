@@ -43,9 +43,8 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 _CLOSE = b"connection: close\r\n"
 _KEEP_ALIVE = b"connection: keep-alive\r\n"
 _TEXT: Field = (b"content-type", b"text/plain; charset=utf-8")
-_NEVER_ZERO = 1 << 64 | 1  # neither id may be all zeros
 _FAILURE_TEXT = {502: b"bad gateway", 503: b"service unavailable", 504: b"gateway timeout"}
-_NEW_TRACE = b"00-%b-%b-00"
+_NEW_TRACE = "00-%s-%s-00"
 
 
 class Driver(Exchange):
@@ -164,8 +163,8 @@ class Driver(Exchange):
             return b""
         trace = self._traceparent
         if not trace:
-            digits = b"%048x" % (self.protocol.context.random_bits(192) | _NEVER_ZERO)
-            trace = self._traceparent = _NEW_TRACE % (digits[:32], digits[32:])
+            digits = self.protocol.context.random_bytes(24).hex()
+            trace = self._traceparent = (_NEW_TRACE % (digits[:32], digits[32:])).encode()
         return trace
 
     def decided(self, decision: Decision) -> None:
@@ -180,7 +179,7 @@ class Driver(Exchange):
 
     def _count_decision(self, kind: EventKind, decision: Decision) -> None:
         base = R_VERDICTS_REQUEST if kind is _REQUEST else R_VERDICTS_RESPONSE
-        self.route.cells[base + decision.verb] += 1
+        self.route.tally[base + decision.verb] += 1
 
     def cancel_ask(self) -> None:
         view = self._asked_phase
@@ -411,11 +410,11 @@ class Driver(Exchange):
         self.protocol.exchange_ended(close)
 
     def _done(self) -> None:
-        cells = self.route.cells
         status = self.status
         if status:
-            cells[R_RESPONSES + status // 100 - 1] += 1
-            observe_request(cells, now_ns() - self.started_ns)
+            tally = self.route.tally
+            tally[R_RESPONSES + status // 100 - 1] += 1
+            observe_request(tally, now_ns() - self.started_ns)
         if self._sent_plan_events:
             self.protocol.context.dispatch.end(self.exchange_id)
 

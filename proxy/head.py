@@ -84,8 +84,7 @@ _HOST = re.compile(rb"(?:([A-Za-z0-9._-]{1,255})|(\[[0-9A-Fa-f:.]{2,45}\]))(?::[
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_POLICY = re.compile(rb"%(?:2[fF]|00)")
 _DOT_SEGMENT = re.compile(rb"(?:^|/)\.\.?(?:/|\Z)")
-_CONTROL = re.compile(rb"[\x00-\x20\x7f]")
-_NON_ASCII = re.compile(rb"[\x80-\xff]")
+_NOT_VISIBLE = re.compile(rb"[^\x21-\x7e]")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
@@ -301,7 +300,7 @@ def _target(head: Head, host: bytes | None) -> None:
         path = unquote_to_bytes(path)
         if _CONTROL_DECODED.search(path):
             raise RequestRefused(400, "encoded control character in the path")
-    if _CONTROL.search(origin) or _NON_ASCII.search(origin):
+    if _NOT_VISIBLE.search(origin):
         raise RequestRefused(400, "control or non-ASCII character in the request target")
     if b"/." in path and _DOT_SEGMENT.search(path):
         raise RequestRefused(400, "dot segment in the path")

@@ -103,7 +103,7 @@ PEER_EVENTS_HWM: Final = 100_000  # ACCEPTED and DISCONNECTED unread; at the mar
 MEMORY_SLACK_BYTES: Final = 64 * 1024 * 1024  # growth nobody accounts for, before suspects are cut
 MEMORY_QUIET_MS: Final = 50  # a peer that sends without finishing a message for so long is a suspect
 V1_CONFIGURE_MS: Final = 5_000  # for the answer to configure: an agent may load models first
-AGENT_LOG_LINES_PER_S: Final = 20  # about refused and cut peers: each comes back after a tenth of a second
+AGENT_LOG_LINES_PER_S: Final = 100  # about agents coming and going: each may come back after a tenth of a second
 PENALTIES_MAX: Final = 1_024  # processes that are not listened to for BAD_PEER_RETRY_MS; then the old ones are swept
 
 # --- upstreams -----------------------------------------------------------------------------------

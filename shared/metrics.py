@@ -12,6 +12,7 @@ Kind: table.
 """
 
 from bisect import bisect_left
+from collections.abc import MutableSequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -201,7 +202,7 @@ ROUTE_TABLE: Final = (
 ROUTE_GAUGES: Final = frozenset(cell.at for cell in ROUTE_TABLE if cell.metric.kind is Kind.GAUGE)
 
 
-def observe_request(route_cells: "memoryview[int]", duration_ns: int) -> None:
+def observe_request(route_cells: "MutableSequence[int] | memoryview[int]", duration_ns: int) -> None:
     """Count one finished request in its route's histogram. There is no cell for the count: it is the buckets' sum."""
     route_cells[R_DURATION + bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
     route_cells[R_DURATION_SUM_NS] += duration_ns

@@ -13,6 +13,7 @@ Kind: IO.
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from shared.defaults import (
     AGENT_LINGER_MS,
     AGENT_LOOK_MS,
     AGENT_MAX_MESSAGE_BYTES,
+    AGENT_PEERS_MAX,
     BACKLOG,
     HELLO_WITHIN_MS,
     ZMTP_HANDSHAKE_MS,
@@ -93,6 +95,13 @@ class _Router:
         self._close(AGENT_LINGER_MS)  # for the last BYE
 
 
+def _is_older(one: bytes, other: bytes) -> bool:
+    """Whether ZeroMQ made this routing id before the other: a zero byte and a number that counts up and round."""
+    if one[0] or other[0]:
+        return False
+    return 0 < (int.from_bytes(other, "big") - int.from_bytes(one, "big")) & 0xFFFF_FFFF < 1 << 31
+
+
 class V2Transport:
     """All zmq-v2 agents behind `runtime.agents_endpoint`.
 
@@ -123,7 +132,7 @@ class V2Transport:
         self._loop = loop
         self._runtime = runtime
         self._heartbeat_ms = heartbeat_ms
-        self._guard = MemoryGuard() if guard is None else guard
+        self.guard = MemoryGuard() if guard is None else guard  # V1Transport may share it
         self._marked: list[V2Session] = []
         self._pump: Pump | None = None
         self._peers: Peers | None = None
@@ -156,6 +165,7 @@ class V2Transport:
             lambda uid: uid in self.registry.uids,
             self._gone,
             on_refused=self._log_cut,
+            max_peers=min(AGENT_PEERS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
             clock=self.clock,
         )
         old = os.umask(0o117)  # 0660; around bind alone, it would make directories untraversable
@@ -174,7 +184,7 @@ class V2Transport:
         self._pump = Pump(
             _Router(socket, self._sessions), self._loop, self._message, again=zmq.Again, error=_NeverRaised
         )
-        self._guard.watch(self._suspects)
+        self.guard.watch(self._suspects)
         self._looked_ns = self.clock()
         self._next_look_ns = self._looked_ns + AGENT_LOOK_MS * MS
 
@@ -213,7 +223,7 @@ class V2Transport:
             if session.wire.state in MAY_HAVE_CALLS or session.wire.state is State.CONFIGURING:
                 self.last_words(session, pack(Bye()))
             self._reception.lost(session, "agentd is shutting down")
-        self._guard.forget(self._suspects)
+        self.guard.forget(self._suspects)
         self._peers.close()
         self._pump.close()
         self._pump = self._peers = None
@@ -276,7 +286,7 @@ class V2Transport:
         for peer in list(self._peers.by_fd.values()):
             if peer.owner is None and now - peer.accepted_ns >= HELLO_WITHIN_MS * MS:
                 self._cut(peer, "no HELLO in time")
-        self._guard.look(now)
+        self.guard.look(now)
         self._reception.log.tick(now)
         self._tell_drained()
 
@@ -319,6 +329,9 @@ class V2Transport:
         assert self._peers is not None
         peer = self._peers.of(frames[1])
         if peer is None or peer.is_cut:
+            return None
+        # Left over from an earlier connection of the same process, whose fd this one has now?
+        if peer.owner is not None and _is_older(frames[0], peer.owner.routing_id):
             return None
         return self._reception.open(peer, frames[0], peer.accepted_ns)
 

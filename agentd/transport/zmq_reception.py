@@ -79,9 +79,10 @@ class Reception:
 
     def open(self, peer: Peer, routing_id: bytes, since_ns: int) -> V2Session:
         """A connection begins to talk."""
-        if peer.owner is not None:
-            self.lost(peer.owner, "it begins again")
         wire = Session(since_ns, self._heartbeat_ms)
+        if peer.owner is not None:
+            wire.inherit(peer.owner.wire)
+            self.lost(peer.owner, "it begins again")
         session = V2Session(self._door, peer, routing_id, wire, self._random_bytes(4).hex())
         peer.owner = self.sessions[routing_id] = session
         return session
@@ -200,8 +201,7 @@ class Reception:
             session.pause()
         elif state is State.CONFIGURING:
             self.say(session, Event.ACCEPT, now)
-            log.line(
-                COMPONENT,
+            self.log.line(
                 log.INFO,
                 "instance ready",
                 agent=seat.name,
@@ -318,8 +318,7 @@ class Reception:
         self.registry.leave(session)
         seat = session.seat
         if seat is not None and session.is_live:
-            log.line(
-                COMPONENT,
+            self.log.line(
                 log.INFO,
                 "instance gone",
                 agent=seat.name,

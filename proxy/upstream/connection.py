@@ -57,10 +57,13 @@ class UpstreamSink(Protocol):
         """The response is complete; the connection is already back in its pool, or closed."""
 
     def upstream_failed(self, failure: UpstreamFailed) -> None:
-        """There is no response, or (after `upstream_head`) no end of it."""
+        """There is no response, or (after `upstream_head`) no end of it. The text names the target: for logs only."""
 
     def upstream_paused(self) -> None:
-        """More than CLIENT_BUFFER_BYTES of the request are unsent: give no more until `upstream_writable`."""
+        """More than CLIENT_BUFFER_BYTES of the request are unsent: give no more until `upstream_writable`.
+
+        May be called from inside `write_head` and `write_body`.
+        """
 
     def upstream_writable(self) -> None:
         """The unsent bytes are few again."""
@@ -281,6 +284,12 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _has_unsent(self) -> bool:
+        """Whether bytes of the request are still here; only a body can be that long."""
+        if not self._is_body_given:
+            return self._is_stalled
+        return self._transport is None or self._transport.get_write_buffer_size() > 0
+
     def _is_cut(self) -> bool:
         """Whether TLS ended without its goodbye: anybody on the way could have ended it (RFC 9112 9.8).
 
@@ -311,7 +320,7 @@ class UpstreamConnection(asyncio.Protocol):
         if reader.has_extra:
             self.owner.poisoned(self)
             self._drop()
-        elif not self._is_request_complete or self._is_stalled:
+        elif not self._is_request_complete or self._has_unsent():
             # It answered before it had the request; what it does with the rest is not our business.
             self._drop()
         elif not reader.is_keep_alive:

@@ -239,8 +239,6 @@ class UpstreamPool:
         if self._waiters:
             self._cells[W_UPSTREAM_REUSES] += 1
             self._serve_first(conn)
-        elif self._closed is not None:
-            conn.close()
         else:
             conn.marked_ns = 0
             self._idle[conn.endpoint].append(conn)
@@ -275,12 +273,7 @@ class UpstreamPool:
         if conn.retried >= self._retries or self._closed is not None:
             return False
         self._cells[W_RETRIES] += 1
-        if self._size() >= self._max_connections:
-            # The idle ones have probably died of the same cause: one makes room, and none is tried.
-            for idle in self._idle.values():
-                if idle:
-                    idle.pop(0).drop()
-                    break
+        # No idle one is tried: they have probably died of the same cause. Its own place is free already.
         self._wait(sink, _Waiter(conn.method, self._clock(), conn.retried + 1), conn.endpoint)
         return True
 

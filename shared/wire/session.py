@@ -192,6 +192,12 @@ class Session:
             self.last_seen_ns = now - self._heartbeat_ns
             self._pings = 0
 
+    def inherit(self, old: "Session") -> None:
+        """The connection begins anew; what it did to us before counts on."""
+        self._bad = old._bad
+        self._chatter = old._chatter
+        self._chatter_ns = old._chatter_ns
+
     def is_bad(self, now: int) -> bool:
         """Count one unusable message; True when it is one too many within a minute."""
         self._bad.append(now)

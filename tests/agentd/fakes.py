@@ -4,6 +4,7 @@ Answers are given by the test (`FakeInstance.answer`), time is turned by it (`te
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from agentd.alarm import Alarm
 from agentd.call import Asked, Call, CallState
@@ -148,12 +149,12 @@ class LaneBench:
 class Core:
     """Dispatcher, lanes with fake instances, one worker whose replies are collected."""
 
-    def __init__(self, clock: Clock, plans: Sequence[Plan], agents: Sequence[Agent]) -> None:
+    def __init__(self, clock: Clock, plans: Sequence[Plan], agents: Sequence[Agent], **hooks: Any) -> None:
         self.clock = clock
         self.armed: list[int] = []
         self.audit: list[AuditRecord] = []
         self.replies: list[tuple[int, Decision]] = []
-        self.dispatcher = Dispatcher("n0nce-", clock, self.armed.append, self.audit.append, wall=lambda: 1.5)
+        self.dispatcher = Dispatcher("n0nce-", clock, self.armed.append, self.audit.append, wall=lambda: 1.5, **hooks)
         self.dispatcher.configure(agents)
         self.instances = {a.name: FakeInstance(self.dispatcher.lanes[a.name], f"{a.name}-1").up() for a in agents}
         self.worker = self.register(b"w1", plans)

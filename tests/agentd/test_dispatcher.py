@@ -231,16 +231,17 @@ class TestLanes:
 
     def test_a_lane_is_kept_while_it_is_named(self, clock: Clock) -> None:
         """Gone from the configuration: it goes on for workers that name it, and ends with the last of them."""
-        core = Core(clock, [plan(ask("old"))], [agent("old"), agent("waf")])
-        lanes: list[list[str]] = []
-        core.dispatcher._on_lanes = lambda: lanes.append(list(core.dispatcher.lanes))
+        told: list[bool] = []
+        core = Core(clock, [plan(ask("old"))], [agent("old"), agent("waf")], on_lanes=lambda: told.append(True))
         core.dispatcher.configure([agent("waf")])
         assert core.dispatcher.lanes["old"].is_configured is False
         core.event()
         core.answer("old")
         assert core.decided == [("allow", 0, "", "")]
+        assert len(told) == 2
         core.dispatcher.worker_gone(core.worker)
-        assert lanes == [["old", "waf"], ["waf"]]
+        assert len(told) == 3
+        assert list(core.dispatcher.lanes) == ["waf"]
         assert core.instances["old"].closed == "agent is no longer configured"
         assert core.instances["waf"].closed == ""
 
@@ -262,9 +263,9 @@ class TestLanes:
 
     def test_breaker_changes_are_told(self, clock: Clock) -> None:
         """With the agent's name, for the mirror and the log."""
-        core = Core(clock, [plan(ask("waf"))], [agent(circuit_breaker=CircuitBreaker(failure_threshold=1))])
         seen: list[tuple[str, BreakerState, BreakerState]] = []
-        core.dispatcher._on_breaker = lambda name, old, new: seen.append((name, old, new))
+        agents = [agent(circuit_breaker=CircuitBreaker(failure_threshold=1))]
+        core = Core(clock, [plan(ask("waf"))], agents, on_breaker=lambda *change: seen.append(change))
         core.event()
         core.answer("waf", ERROR)
         assert seen == [("waf", BreakerState.CLOSED, BreakerState.OPEN)]

@@ -287,6 +287,12 @@ class TestObservers:
         core.answer("a")
         core.assert_idle()
 
+    def test_outside_the_mask(self, clock: Clock) -> None:
+        """An observer that is not asked is not asked."""
+        core = core_of(clock, "observe", "closed", "observe")
+        core.event(mask=0b110)
+        assert asked(core) == ["b", "c"]
+
     @pytest.mark.parametrize("how", ["plan", "mask"])
     def test_alone_nobody_waits(self, clock: Clock, how: str) -> None:
         """No decision is sent; its verdict is audited as observed."""
@@ -382,6 +388,36 @@ def test_synchronous_answers(clock: Clock) -> None:
     assert core.decided[0][0] == "block"
     assert asked(core) == []
     core.assert_idle()
+
+
+def test_a_synchronous_block_beside_an_observer(clock: Clock) -> None:
+    """Who stands behind it in the chain is not asked any more; the observer is."""
+    core = core_of(clock, "closed", "closed", "observe")
+    instance = core.instances["a"]
+    instance.send = lambda call: instance.lane.answered(call, BLOCKED) or True  # type: ignore[method-assign]
+    core.event()
+    assert core.decided[0][0] == "block"
+    assert asked(core) == ["c"]
+
+
+def test_a_block_beside_an_unknown_agent(clock: Clock) -> None:
+    """There is nothing to cancel at a name that nobody knows."""
+    core = Core(clock, [plan(ask("ghost", "open"), ask("a"), ask("b"))], AGENTS)
+    core.event()
+    core.answer("a", BLOCKED)
+    assert core.decided[0][0] == "block"
+    core.assert_idle()
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_the_workers_message_is_let_go(clock: Clock, sequential: bool) -> None:
+    """An observer that works on does not keep the event's bytes in the group."""
+    core = core_of(clock, "closed", "observe", sequential=sequential)
+    core.event()
+    ((group,),) = core.worker.exchanges.values()
+    core.answer("a")
+    assert group.event == b""
+    assert not group.is_closed
 
 
 def test_breaker_opening_under_a_group(clock: Clock) -> None:

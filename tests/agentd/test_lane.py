@@ -570,6 +570,8 @@ class TestPinning:
         assert (later.outcome, later.message) == (Outcome.DISCONNECTED, "the request's instance is gone")
         assert bench.call(exchange=1, observer=True).outcome is Outcome.DISCONNECTED
         assert bench.lane.breaker.failures(clock()) == 0
+        bench.lane.instance_up(one)
+        assert bench.call(exchange=1).outcome is Outcome.DISCONNECTED  # back, but without the request's state
         bench.lane.release_pin((b"w1", 1))
         assert bench.call(exchange=1).state is CallState.SENT
 
@@ -871,6 +873,7 @@ class LaneInAnyOrder(RuleBasedStateMachine):
         assert self.lane.queued <= 3
         by_instance = Counter(id(instance) for instance in self.lane.pool.pins.values())
         assert all(instance.pins == by_instance[id(instance)] for instance in self.instances)
+        assert all(instance.pins == 0 for instance in self.instances if not instance.is_live)
 
     @invariant()
     def every_call_ends_once(self) -> None:

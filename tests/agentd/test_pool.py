@@ -101,12 +101,18 @@ class TestPins:
         assert (one.pins, other.pins, list(pool.pins)) == (0, 1, [(b"w", 2)])
 
     def test_a_gone_instance_keeps_its_exchanges(self, clock: Clock) -> None:
-        """They are not free to be moved; `is_live` tells."""
-        pool, (one, _) = instances(clock, 2)
+        """They are not free to be moved, and not its own again when it is back."""
+        pool, (one, other) = instances(clock, 2)
         pool.pin((b"w", 1), one)
+        pool.pin((b"w", 2), other)
         pool.remove(one)
-        assert pool.pins[(b"w", 1)] is one
-        assert not one.is_live
+        assert pool.pins == {(b"w", 1): None, (b"w", 2): other}
+        assert (one.is_live, one.pins) == (False, 0)
+        pool.add(one)
+        pool.pin((b"w", 1), one)
+        assert pool.pins[(b"w", 1)] is None
+        assert pool.unpin((b"w", 1)) is None
+        assert (pool.unpin((b"w", 2)), one.pins, other.pins) == (other, 0, 0)
 
 
 class TestQueue:

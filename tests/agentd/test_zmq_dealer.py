@@ -802,6 +802,37 @@ class TestBadPeers:
             await b.join()
             await world.until(lambda: world.lane.live_instances)
 
+    async def test_beginning_anew_forgets_nothing(self) -> None:
+        """A new HELLO does not clear the count of bad messages."""
+        async with World(clock=Clock()) as world:
+            a = world.agent()
+            for number in range(d.BAD_MESSAGES_PER_MIN):
+                a.hello(instance=f"i{number}")
+                await a.expect(b"WELCOME")
+                await a.expect(b"CONFIG")
+                a.send(b"NONSENSE")
+            assert (await a.json(b"REFUSE"))["code"] == "malformed"
+
+    async def test_left_over_message_of_an_earlier_connection(self) -> None:
+        """Same process, same fd, older routing id: it must not end the session of today."""
+        async with World() as world:
+            a = await world.ready()
+            b = world.agent()
+            b.send(b"PING")
+            await b.expect(b"REFUSE")
+            sessions = world.v2._sessions
+            old, new = sorted(sessions.values(), key=lambda s: s.wire.state is State.HELLO)
+            older = (int.from_bytes(new.routing_id, "big") - 7) % 2**32
+            frame = b"\0" + older.to_bytes(4, "big")
+            world.v2._peers.of = lambda _: new.peer  # type: ignore[method-assign]
+            world.v2._message([frame, zmq.Frame(b"HELLO"), zmq.Frame(b"{}")])
+            assert set(sessions) == {old.routing_id, new.routing_id}
+            newer = (int.from_bytes(new.routing_id, "big") + 7) % 2**32
+            world.v2._message([b"\0" + newer.to_bytes(4, "big"), zmq.Frame(b"PING")])
+            assert new.wire.state is State.DEAD
+            assert world.lane.live_instances == 1
+            assert a.is_silent
+
     async def test_agentds_own_verbs(self) -> None:
         async with World() as world:
             a = await world.ready()
@@ -928,7 +959,7 @@ class TestBadPeers:
 
                 await world.until(cut)
                 assert flood.result() in ("BrokenPipeError", "ConnectionResetError")
-            assert world.v2._guard.cuts == 1
+            assert world.v2.guard.cuts == 1
             assert world.lane.live_instances == 1
             a.send(b"PING")
             await a.expect(b"PONG")

@@ -152,7 +152,18 @@ class TestRequestBody:
         transport.protocol.resume_writing()
         assert sink.calls == ["connected", "paused", "writable"]
 
-    async def test_unsent_bytes_at_the_end_forbid_reuse(self, bench: Bench) -> None:
+    async def test_a_body_that_was_not_read_to_its_end_forbids_reuse(self, bench: Bench) -> None:
+        """All of it was given, but it is still here: the upstream answered without it."""
+        sink, transport = await begin(bench, b"POST", is_complete=False)
+        assert sink.conn is not None
+        sink.conn.write_body(b"abc")
+        sink.conn.end_body()
+        transport.unsent = 1
+        transport.receive(OK)
+        assert sink.calls[-1] == "end"
+        assert transport.ended == "aborted"
+
+    async def test_an_unsent_head_forbids_reuse(self, bench: Bench) -> None:
         sink, transport = await begin(bench, b"POST")
         transport.protocol.pause_writing()
         transport.receive(OK)
@@ -400,18 +411,15 @@ class TestRetry:
         assert sink.was_reused == [True, False]
         assert bench.pool.idle == 2
 
-    async def test_room_is_made_for_it(self) -> None:
-        """All connections made, the rest idle: one of them gives its place."""
+    async def test_its_place_is_free(self) -> None:
+        """All connections made and in use or idle: the dead one leaves room for the new one."""
         bench = Bench(max_connections=2)
         transports = await bench.idle(2)
         sink = await bench.acquire()
-        filler = await bench.acquire()
-        transports[0].receive(OK)
-        assert filler.is_done
         transports[1].reset()
         await turns()
-        assert sink.calls == ["connected", "connected"]
-        assert bench.pool.open <= 2
+        assert sink.was_reused == [True, False]
+        assert bench.pool.open == 2
         await bench.close()
 
 

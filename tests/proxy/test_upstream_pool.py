@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.upstream.pool import UpstreamPool
-from shared.defaults import UPSTREAM_KEEPALIVE_S, UPSTREAM_TARGET_RETRY_S, UPSTREAM_WAITING
+from shared.defaults import UPSTREAM_KEEPALIVE_S, UPSTREAM_WAITING
 from shared.metrics import (
     W_UPSTREAM_CONNECTS,
     W_UPSTREAM_FAILURES,
@@ -172,6 +172,22 @@ class TestWaiting:
         assert late.reason == "pool_full"
         await bench.close()
 
+    async def test_a_dial_that_began_late(self) -> None:
+        """Its time is its own, but the request has waited long enough: 504, for it did try to connect."""
+        bench = Bench(max_connections=1, connect_timeout_s=2.0)
+        await bench.acquire()
+        bench.connector.is_instant = False
+        waiting = await bench.acquire()
+        bench.pool.sweep(bench.clock.s(1))
+        bench.connector.transports[0].receive(CLOSING)
+        await turns()
+        bench.pool.sweep(bench.clock.s(1))
+        assert waiting.failure is not None
+        assert (waiting.failure.status, waiting.reason) == (504, "connect_timeout")
+        bench.connector.succeed()
+        assert bench.pool.idle == 1
+        await bench.close()
+
 
 class TestConnectFailures:
     async def test_refused(self, slow: Bench) -> None:
@@ -190,46 +206,6 @@ class TestConnectFailures:
             slow.connector.fail()
             await turns()
             assert [sink.is_done for sink in sinks] == [True] * count + [False] * (3 - count)
-
-    async def test_the_next_target_is_tried(self) -> None:
-        """A request that was never sent may go anywhere; nobody hears of the first."""
-        bench = Bench("10.0.0.1:1", "10.0.0.2:1", is_instant=False)
-        sink = await bench.acquire(b"POST")
-        bench.connector.fail()
-        await turns()
-        assert sink.calls == []
-        bench.connector.succeed()
-        assert sink.calls == ["connected"]
-        assert bench.connector.attempts == ["10.0.0.1:1", "10.0.0.2:1"]
-        assert bench.reachable == [True]
-        assert [endpoint.failures for endpoint in bench.pool.endpoints] == [1, 0]
-        await bench.close()
-
-    async def test_each_target_once(self) -> None:
-        bench = Bench("10.0.0.1:1", "10.0.0.2:1", is_instant=False)
-        sink = await bench.acquire()
-        for _ in range(2):
-            bench.connector.fail(502, "tls_failed")
-            await turns()
-        assert sink.reason == "tls_failed"
-        assert len(bench.connector.attempts) == 2
-        assert bench.reachable == [False]
-        await bench.close()
-
-    async def test_a_failed_target_is_left_alone_for_a_while(self) -> None:
-        bench = Bench("10.0.0.1:1", "10.0.0.2:1", is_instant=False)
-        await bench.acquire()
-        bench.connector.fail()
-        await turns()
-        bench.connector.succeed()
-        for _ in range(4):
-            await bench.acquire()
-        assert bench.connector.attempts[1:] == ["10.0.0.2:1"] * 5
-        bench.clock.s(UPSTREAM_TARGET_RETRY_S)
-        await bench.acquire()
-        await bench.acquire()
-        assert "10.0.0.1:1" in bench.connector.attempts[-2:]
-        await bench.close()
 
     async def test_more_requests_than_connections(self) -> None:
         """A dial that fails is repeated for those who still wait, each failing one of them: it ends."""
@@ -263,29 +239,6 @@ class TestTimeouts:
         await turns()
         assert bench.connector.pending == []
         assert bench.reachable == [False]
-        await bench.close()
-
-    async def test_a_target_that_swallows_packets_leaves_time_for_others(self) -> None:
-        """Two targets, two seconds: one second each."""
-        bench = Bench("10.0.0.1:1", "10.0.0.2:1", is_instant=False, connect_timeout_s=2.0)
-        sink = await bench.acquire()
-        bench.pool.sweep(bench.clock.s(1))
-        await turns()
-        assert bench.connector.attempts == ["10.0.0.1:1", "10.0.0.2:1"]
-        bench.connector.succeed()
-        assert sink.calls == ["connected"]
-        await bench.close()
-
-    async def test_a_connection_that_comes_too_late_is_closed(self) -> None:
-        bench = Bench(is_instant=False)
-        sink = await bench.acquire()
-        _, protocol, _ = bench.connector.pending[0]
-        bench.late(3)
-        assert sink.reason == "connect_timeout"
-        transport = bench.connector._made(protocol)
-        assert transport.ended == "aborted"
-        await turns()
-        assert bench.pool.open == 0
         await bench.close()
 
     async def test_response(self) -> None:

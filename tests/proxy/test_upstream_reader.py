@@ -237,3 +237,14 @@ def test_chunks_of_one_read_are_one_body() -> None:
     reader.feed(b"1\r")
     assert reader.body == b""
     assert not reader.is_complete
+
+
+def test_anything_after_the_end_is_extra() -> None:
+    reader = ResponseReader()
+    reader.feed(b"HTTP/1.1 204 N\r\n\r\n")
+    assert reader.is_complete
+    assert not reader.has_extra
+    reader.feed(b"\r\n")
+    assert reader.has_extra
+    assert reader.body == b""
+    assert not reader.eof()

@@ -209,3 +209,18 @@ class TestReadHead:
         for _ in range(2):
             with pytest.raises(UpstreamFailed):
                 head(line=b"HTTP/1.1 200 \x07")
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            [(b"Content-Length", b"x")],
+            [(b"Content-Length", b"")],
+            [(b"Content-Length", b"1"), (b"content-length", b"1")],
+            [(b"Content-Length", b"1"), (b"Transfer-Encoding", b"chunked")],
+            [(b"Transfer-Encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
+        ],
+    )
+    def test_framing_is_refused_here_too(self, fields: list[Field]) -> None:
+        """What llhttp refuses today would be refused without it."""
+        with pytest.raises(UpstreamFailed):
+            head(*fields)

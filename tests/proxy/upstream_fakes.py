@@ -24,6 +24,10 @@ class FakeTransport(asyncio.Transport):
         self.written = b""
         self.ended = ""  # "closed" or "aborted"
         self.is_reading_paused = False
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return default

@@ -227,7 +227,7 @@ class TestRealSocket:
         }
         try:
             for _ in range(8):
-                assert pumps["left"].send([b"ball"])
+                await until(lambda: pumps["left"].send([b"ball"]), what="connected")
             await until(lambda: counts["left"] >= 2000 and counts["right"] >= 2000, 20.0)
         finally:
             for pump in pumps.values():
