@@ -34,7 +34,7 @@ from shared.defaults import (
     ZMTP_HEARTBEAT_TIMEOUT_MS,
 )
 from shared.errors import WireError
-from shared.pump import Pump
+from shared.pump import Pump, receive_frames
 from shared.wire.envelope import (
     UNKNOWN_RECORD,
     RecordType,
@@ -129,7 +129,14 @@ class Ingress:
             os.umask(old_mask)
         self._path = path
         self._inode = os.stat(path).st_ino
-        self._pump = Pump(self._socket, loop, self._received, again=zmq.Again, error=zmq.ZMQError, copy=False)
+        self._pump = Pump(
+            self._socket,
+            loop,
+            self._received,
+            again=zmq.Again,
+            error=zmq.ZMQError,
+            receive=receive_frames(self._socket),
+        )
 
     def close(self) -> None:
         """Workers see the connection end and use their failure table; the socket's file goes too."""

@@ -322,28 +322,29 @@ class Lane:
         When every instance that is free says that its socket is full, the call ends here as QUEUE_FULL.
         """
         pinned = call.instance
-        if pinned is not None and len(pinned.calls) >= pinned.limit:
-            return False
+        if pinned is None:
+            instance = self.pool.choose()
+        else:
+            instance = pinned if len(pinned.calls) < pinned.limit else None
         full: tuple[Instance, ...] = ()
-        while True:
-            instance = pinned or self.pool.choose(full)
-            if instance is None or instance in full:
-                break
+        while instance is not None:
             call.state = _SENT
             call.instance = instance
             call.sent_ns = now
             instance.calls[call.call_id] = call
             self.in_flight += 1
-            is_sent = instance.send(call)
-            if is_sent or call.state is not _SENT:  # not SENT: send() found the connection dead
-                if call.exchange_key is not None and is_sent:
+            if instance.send(call):
+                if call.exchange_key is not None:
                     self.pool.pin(call.exchange_key, instance)
                 return True
+            if call.state is not _SENT:
+                return True  # send() found the connection dead, and that has ended the call
             self._take_back(call)
             call.state = _QUEUED
             call.instance = pinned
             call.sent_ns = 0
             full += (instance,)
+            instance = None if pinned is not None else self.pool.choose(full)
         if not full:
             return False
         self._refuse(call, Outcome.QUEUE_FULL, now, "its socket is full")

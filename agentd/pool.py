@@ -51,7 +51,7 @@ class Pool:
         instances = self.instances
         if len(instances) == 1:
             only = instances[0]
-            return only if is_free(only) and only not in without else None
+            return only if is_free(only) and not without else None
         best: Instance | None = None
         best_score = 0.0
         self._turn += 1

@@ -356,7 +356,7 @@ class Driver(Exchange):
     def fail(self, failure: UpstreamFailed) -> None:
         body = b"%b: %b\ncorrelation id: %b\n" % (
             _FAILURE_TEXT.get(failure.status, b"upstream failed"),
-            str(failure).encode(),
+            failure.reason.replace("_", " ").encode(),  # the text names the target: that is for the log
             self.correlation_id,
         )
         self._answer(failure.status, [_TEXT], self.response_ops, body)

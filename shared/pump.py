@@ -14,7 +14,11 @@ from typing import Any, Protocol
 
 from shared.defaults import DRAIN_MESSAGES
 
-_NOBLOCK = 1  # zmq.NOBLOCK; this package may not import zmq
+# Of zmq, which this package may not import.
+_NOBLOCK = 1
+_SNDMORE = 2
+_EVENTS = 15
+_POLLIN = 1
 
 
 class _Loop(Protocol):
@@ -23,15 +27,63 @@ class _Loop(Protocol):
     def call_soon(self, callback: Callable[[], None]) -> Any: ...
 
 
+# Frame by frame: pyzmq's recv_multipart and send_multipart look flags and options up as enums
+# (1.9 us instead of 3.0 for three frames, 1.3 instead of 3.9 to send them, 2026-11).
+
+
+def receive_bytes(socket: Any) -> Callable[[], list[Any]]:
+    """Takes a message off the socket as bytes."""
+    recv = socket.recv
+
+    def receive() -> list[Any]:
+        frames = []
+        while True:
+            frame = recv(_NOBLOCK, False)
+            frames.append(frame.bytes)
+            if not frame.more:
+                return frames
+
+    return receive
+
+
+def receive_frames(socket: Any) -> Callable[[], list[Any]]:
+    """Takes a message off the socket as zmq.Frame objects, for Peer-Address and uncopied bodies."""
+    recv = socket.recv
+
+    def receive() -> list[Any]:
+        frames = []
+        while True:
+            frame = recv(_NOBLOCK, False)
+            frames.append(frame)
+            if not frame.more:
+                return frames
+
+    return receive
+
+
 class Pump:
     """Calls `on_message(frames)` for every message; `send(frames)` answers False when it would block.
 
     `again` is zmq.Again, `error` zmq.ZMQError: what a send raises for EAGAIN or EHOSTUNREACH
     (ROUTER_MANDATORY); both are outcomes, not exceptions, for the caller.
-    `copy=False` hands out zmq.Frame objects (for Peer-Address and uncopied bodies).
+    `receive` takes one message off the socket where `receive_bytes` does not do; `linger_ms` is
+    for what is unsent at the end.
     """
 
-    __slots__ = ("_again", "_armed", "_closed", "_copy", "_error", "_fd", "_loop", "_on_message", "_recv", "socket")
+    __slots__ = (
+        "_again",
+        "_armed",
+        "_closed",
+        "_error",
+        "_fd",
+        "_linger_ms",
+        "_look",
+        "_loop",
+        "_on_message",
+        "_receive",
+        "_send",
+        "socket",
+    )
 
     def __init__(
         self,
@@ -41,29 +93,33 @@ class Pump:
         *,
         again: type[Exception],
         error: type[Exception],
-        copy: bool = True,
+        receive: Callable[[], list[Any]] | None = None,
+        linger_ms: int = 0,
     ) -> None:
         self.socket = socket
         self._loop = loop
         self._on_message = on_message
         self._again = again
         self._error = error
-        self._copy = copy
+        self._linger_ms = linger_ms
         self._armed = False
         self._closed = False
-        self._recv = socket.recv_multipart
+        self._send = socket.send
+        self._receive = receive if receive is not None else receive_bytes(socket)
+        self._look = socket.getsockopt
         self._fd = socket.fileno()
         loop.add_reader(self._fd, self.drain)
         self._rearm()
 
     def drain(self) -> None:
         """Receive up to DRAIN_MESSAGES messages, then let the loop turn."""
-        recv, on_message, copy = self._recv, self._on_message, self._copy
+        receive, on_message = self._receive, self._on_message
         for _ in range(DRAIN_MESSAGES):
-            if self._closed:
+            # Asking first: 1.3 us, where the exception for an empty socket costs 3.5 (pyzmq 27.3, 2026-11).
+            if self._closed or not self._look(_EVENTS) & _POLLIN:
                 return
             try:
-                frames = recv(_NOBLOCK, copy)
+                frames = receive()
             except self._again:
                 return
             try:
@@ -87,7 +143,9 @@ class Pump:
         if self._closed:
             return False
         try:
-            self.socket.send_multipart(frames, _NOBLOCK)
+            for frame in frames[:-1]:
+                self._send(frame, _NOBLOCK | _SNDMORE)
+            self._send(frames[-1], _NOBLOCK)
         except self._again:
             return False
         except self._error:
@@ -102,4 +160,4 @@ class Pump:
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._fd)
-            self.socket.close(0)
+            self.socket.close(self._linger_ms)

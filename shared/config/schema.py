@@ -198,8 +198,9 @@ class Upstream(Table, frozen=True):
     retries: Annotated[
         int,
         key(
-            "How often a request is tried again. Only idempotent requests are, and only where a connection could not "
-            "be made or a reused one died before the first byte of the response.",
+            "How often a request is tried again. Only idempotent requests are, and only where a reused connection "
+            "died before the first byte of the response. Of several targets each is tried once anyway, within "
+            "connect_timeout_s.",
             ge=0,
             le=10,
         ),

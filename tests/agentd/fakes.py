@@ -238,3 +238,20 @@ def plan(
 def ask(name: str, mode: str = "closed", *, observe: bool = False, timeout_ms: int = 200) -> Ask:
     """One agent of a plan."""
     return Ask(name, mode, observe, timeout_ms)  # type: ignore[arg-type]
+
+
+NAMES = ("a", "b", "c")
+AGENTS = [agent(name) for name in NAMES]
+
+
+def core_of(clock: Clock, *modes: str, sequential: bool = False) -> Core:
+    """Agents a, b, c with these failure modes ("observe" = an observer) in one plan."""
+    asks = [
+        ask(n, "closed" if m == "observe" else m, observe=m == "observe") for n, m in zip(NAMES, modes, strict=False)
+    ]
+    return Core(clock, [plan(*asks, sequential=sequential)], AGENTS)
+
+
+def refusing(verb: Verb, status: int, agent_name: str) -> Screened:
+    """An answer that is no allow."""
+    return Screened(Decision(verb, status, agent=agent_name, reason=verb.word))

@@ -8,27 +8,12 @@ from agentd.call import CallState
 from agentd.group import EventGroup
 from shared.config.schema import CircuitBreaker
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
-from shared.wire.audit import decode, encode
 from shared.wire.envelope import CancelReason
 from shared.wire.messages import Screened
-from tests.agentd.fakes import ALLOWED, BLOCKED, WITH_OPS, Core, agent, ask, plan
+from tests.agentd.fakes import AGENTS, ALLOWED, BLOCKED, NAMES, WITH_OPS, Core, agent, ask, core_of, plan, refusing
 from tests.support import Clock
 
-NAMES = ("a", "b", "c")
-AGENTS = [agent(name) for name in NAMES]
 ERROR, MALFORMED = Screened(error="oops: no"), Screened(malformed="a verdict needs a decision")
-
-
-def refusing(verb: Verb, status: int, agent_name: str) -> Screened:
-    return Screened(Decision(verb, status, agent=agent_name, reason=verb.word))
-
-
-def core_of(clock: Clock, *modes: str, sequential: bool = False) -> Core:
-    """Agents a, b, c with these failure modes ("observe" = an observer)."""
-    asks = [
-        ask(n, "closed" if m == "observe" else m, observe=m == "observe") for n, m in zip(NAMES, modes, strict=False)
-    ]
-    return Core(clock, [plan(*asks, sequential=sequential)], AGENTS)
 
 
 def asked(core: Core) -> list[str]:
@@ -313,51 +298,6 @@ class TestObservers:
         assert core.audit == []
         assert core.dispatcher.lanes["a"].snapshot(clock())["observed"]["queue_full"] == 1
         core.assert_idle()
-
-
-class TestAudit:
-    def test_a_refusal(self, clock: Clock) -> None:
-        """Route, phase, correlation id, who decided, with what; it survives the wire."""
-        core = core_of(clock, "closed", "closed")
-        core.event(exchange=0x2A)
-        clock.ms(3)
-        core.answer("a")
-        clock.ms(1)
-        core.answer("b", refusing(Verb.BLOCK, 403, "b"))
-        (record,) = core.audit
-        assert record.ts == "1970-01-01T00:00:01.500Z"
-        assert (record.source, record.correlation_id) == ("agentd", "corr-2a")
-        assert (record.route, record.phase) == ("r", "request_headers")
-        assert (record.decision, record.status, record.decided_by, record.reason) == ("block", 403, "b", "block")
-        assert (record.agents[0].instance, record.agents[0].duration_ms) == ("a-1", 3.0)
-        assert decode(encode(record)) == record
-
-    def test_refused_operations(self, clock: Clock) -> None:
-        """An allow whose operations were partly refused is told, with the names."""
-        core = core_of(clock, "closed")
-        core.event()
-        core.answer("a", Screened(ALLOW, refused_ops=("content-length",)))
-        assert core.replies[0][1] is ALLOW
-        assert core.audit[0].agents[0].refused_ops == ["content-length"]
-
-    def test_the_verdicts_own_audit(self, clock: Clock) -> None:
-        """A verdict that carries `audit` makes a record, whatever it decides."""
-        core = core_of(clock, "closed", "observe")
-        for who, other in (("a", "b"), ("b", "a")):
-            core.event()
-            core.answer(who, Screened(ALLOW, audit={"tags": ["x"]}))
-            core.answer(other)
-        assert [r.agents[i].audit for i, r in enumerate(core.audit)] == [{"tags": ["x"]}] * 2
-        assert [decision for _, decision in core.replies] == [ALLOW] * 2
-
-    def test_answers_before_a_client_left(self, clock: Clock) -> None:
-        """What had been said when it was cancelled is kept."""
-        core = core_of(clock, "closed", "closed")
-        core.event()
-        core.answer("a", refusing(Verb.CHALLENGE, 401, "a"))
-        core.dispatcher.cancel(core.worker, 7, CancelReason.CLIENT_GONE)
-        assert core.audit[0].decision == "cancelled"
-        assert core.audit[0].agents[0].verdict == "challenge"
 
 
 def test_a_closed_group_is_freed_without_the_collector(clock: Clock) -> None:

@@ -733,50 +733,6 @@ class TestObservers:
         bench.assert_idle()
 
 
-class TestLedger:
-    def test_flight_recorder_shows_the_last_calls(self, clock: Clock) -> None:
-        """Newest first, with times and where they went; refusals by a full queue or breaker are only counted."""
-        bench = LaneBench(clock, max_concurrent_calls=1, max_queue=1)
-        instance = bench.instance()
-        bench.call()
-        bench.call(timeout_ms=1000)
-        bench.call()
-        clock.ms(3)
-        instance.answer()
-        clock.ms(4)
-        instance.answer(ERROR)
-        clock.ms(1)
-        snapshot = bench.lane.snapshot(clock())
-        newest, oldest = snapshot["last_calls"]
-        assert newest == {
-            "ago_ms": 1.0,
-            "call": "c2",
-            "event": "request_headers",
-            "outcome": "agent_error",
-            "instance": "i1",
-            "queued_ms": 3.0,
-            "duration_ms": 4.0,
-            "message": "oops: broken",
-        }
-        assert (oldest["outcome"], oldest["duration_ms"]) == ("decision", 3.0)
-        assert snapshot["outcomes"]["queue_full"] == 1
-        assert snapshot["duration_ms_total"] == 7.0
-        assert snapshot["queue_ms_total"] == 3.0
-        assert sum(snapshot["duration_buckets"]) == 2
-
-    def test_snapshot_shows_instances_and_limits(self, clock: Clock) -> None:
-        """What `wardgate agents` prints."""
-        bench = LaneBench(clock, max_concurrent_calls=7)
-        bench.instance("i9", limit=3)
-        bench.call(exchange=1)
-        snapshot = bench.lane.snapshot(clock())
-        assert (snapshot["in_flight"], snapshot["queued"], snapshot["pinned"]) == (1, 0, 1)
-        assert snapshot["max_concurrent_calls"] == 7
-        assert snapshot["instances"][0]["name"] == "i9"
-        assert snapshot["instances"][0]["limit"] == 3
-        assert snapshot["breaker"]["state"] == "closed"
-
-
 class LaneInAnyOrder(RuleBasedStateMachine):
     """Whatever the order of calls, answers, deaths, pauses, cancels and time: every call ends exactly once,
     permits are exactly the calls out there, and everything returns to zero."""

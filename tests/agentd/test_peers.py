@@ -18,7 +18,7 @@ import zmq
 from agentd.peers import MemoryGuard, Peer, Peers, Suspect, inode_of, reopen, resident_bytes, unread_bytes
 from shared.clock import MS
 from shared.defaults import AGENT_LOOK_MS
-from shared.pump import Pump
+from shared.pump import Pump, receive_frames
 from tests.support import until
 
 _ACCEPTED = 0x20  # zmq.EVENT_ACCEPTED on the wire of the monitor
@@ -46,7 +46,14 @@ class Watched:
             **options,
         )
         self.router.bind(f"ipc://{self.path}")
-        self.pump = Pump(self.router, loop, self.messages.append, again=zmq.Again, error=zmq.ZMQError, copy=False)
+        self.pump = Pump(
+            self.router,
+            loop,
+            self.messages.append,
+            again=zmq.Again,
+            error=zmq.ZMQError,
+            receive=receive_frames(self.router),
+        )
         self.clients: list[Any] = []
 
     def dial(self) -> socket.socket:

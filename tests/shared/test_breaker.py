@@ -410,6 +410,7 @@ class BreakerAgainstModel(RuleBasedStateMachine):
         breaker, model = self.breaker, self.model
         assert breaker.state is model.state
         assert breaker.is_closed == (model.state is CLOSED)
+        assert breaker._machine.state is breaker._machine._state  # aiobreaker finds its storage in step
         if model.state is OPEN:
             assert breaker.retry_at_ns == model.opened_at + int(model.settings.timeout_seconds * S)
         else:

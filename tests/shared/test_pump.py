@@ -46,29 +46,50 @@ class FakeLoop:
         return len(ready)
 
 
+class FakeFrame:
+    """A received frame."""
+
+    def __init__(self, data: bytes, more: bool) -> None:
+        self.bytes = data
+        self.more = more
+
+
 class FakeSocket:
     """A socket with an inbox; `refuse` is what a send raises."""
 
     def __init__(self, *messages: bytes) -> None:
         self.inbox = deque([message] for message in messages)
         self.sent: list[Any] = []
+        self._parts: list[bytes] = []
         self.refuse: type[Exception] | None = None
         self.closed: int | None = None
 
     def fileno(self) -> int:
         return 7
 
-    def recv_multipart(self, flags: int, copy: bool) -> list[bytes]:
+    def getsockopt(self, option: int) -> int:
+        assert option == zmq.EVENTS
+        return zmq.POLLOUT | (zmq.POLLIN if self.inbox else 0)
+
+    def recv(self, flags: int, copy: bool) -> "FakeFrame":
         assert flags == zmq.NOBLOCK
+        assert not copy
         if not self.inbox:
             raise Again
-        return self.inbox.popleft()
+        frames = self.inbox[0]
+        frame = FakeFrame(frames.pop(0), bool(frames))
+        if not frames:
+            self.inbox.popleft()
+        return frame
 
-    def send_multipart(self, frames: Any, flags: int) -> None:
-        assert flags == zmq.NOBLOCK
+    def send(self, frame: bytes, flags: int) -> None:
+        assert flags in (zmq.NOBLOCK, zmq.NOBLOCK | zmq.SNDMORE)
         if self.refuse is not None:
             raise self.refuse
-        self.sent.append(frames)
+        self._parts.append(frame)
+        if not flags & zmq.SNDMORE:
+            self.sent.append(self._parts)
+            self._parts = []
 
     def close(self, linger: int) -> None:
         self.closed = linger
