@@ -37,6 +37,7 @@ from shared.wire.messages import Screened
 
 _QUEUED, _SENT, _HELD, _ENDED = CallState.QUEUED, CallState.SENT, CallState.HELD, CallState.ENDED
 _DECISION = Outcome.DECISION
+_QUEUE_FULL = Outcome.QUEUE_FULL
 
 
 class Lane:
@@ -409,6 +410,8 @@ class Lane:
         if permit is not None:
             if outcome is _DECISION:
                 permit.success(now)
+            elif outcome is _QUEUE_FULL:
+                permit.release(now)  # its socket took no more after all: it was never asked (semantics 8)
             else:
                 permit.failure(now)
         self._end(call, outcome, now, message)

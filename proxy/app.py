@@ -104,7 +104,7 @@ class WorkerContext:
         self.date = b""
         self._tell_date()
         # Trace ids want to be unlike each other, not unguessable; seeded from the system.
-        self.random_bytes = random.Random(secrets.randbits(256)).randbytes  # noqa: S311
+        self.random_bits = random.Random(secrets.randbits(256)).getrandbits  # noqa: S311
         self._prefix = f"{secrets.token_hex(5)}-".encode()
         self._exchange_id = 0
         self._log = log.RateLimited("proxy.request")

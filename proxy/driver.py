@@ -11,14 +11,14 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy import apply
-from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, NEW, Exchange
+from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, NEW, ROWS, Exchange
 from proxy.forwarded import client_of, trusted_lines
 from proxy.head import Field, Head, header_map
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.response import ResponseHead, end_to_end
 from shared import log
 from shared.clock import now_ns
-from shared.decision import ALLOW, Decision, HeaderOp, Verb
+from shared.decision import Decision, HeaderOp, Verb
 from shared.errors import RequestRefused, UpstreamFailed
 from shared.events import EventKind
 from shared.metrics import (
@@ -78,6 +78,8 @@ class Driver(Exchange):
         self.held = self.response_held = None
         self.is_request_ended = self.is_response_ended = self.is_holding_upstream = False
         self.awaits_continue = head.expects_100
+        self.asks_request = route.request_view is not None
+        self.asks_response = route.response_view is not None
         self.response = None
         self.request_ops = self.response_ops = ()
         self.protocol = protocol
@@ -106,8 +108,7 @@ class Driver(Exchange):
     def ask(self, kind: EventKind) -> Decision | None:
         route = self.route
         view = route.request_view if kind is _REQUEST else route.response_view
-        if view is None:
-            return ALLOW
+        assert view is not None
         dispatch = self.protocol.context.dispatch
         now = now_ns()
         decision = dispatch.decide_now(view, now)
@@ -163,7 +164,7 @@ class Driver(Exchange):
             return b""
         trace = self._traceparent
         if not trace:
-            digits = self.protocol.context.random_bytes(24).hex()
+            digits = f"{self.protocol.context.random_bits(192):048x}"
             trace = self._traceparent = (_NEW_TRACE % (digits[:32], digits[32:])).encode()
         return trace
 
@@ -173,7 +174,7 @@ class Driver(Exchange):
         assert view is not None
         self._asked_phase = None
         self._count_decision(view.kind, decision)
-        self.feed(DECISION, decision)
+        ROWS[self.state][DECISION](self, decision)
         if self._unsent:
             self._flush()
 
@@ -252,30 +253,30 @@ class Driver(Exchange):
 
     def upstream_connected(self, conn: UpstreamConnection) -> None:
         self.upstream = conn
-        self.feed(CONNECTED)
+        ROWS[self.state][CONNECTED](self, None)
 
     def upstream_informational(self, status: int, headers: list[Field]) -> None:
         """103 and the like are not passed on: they would come before the response was decided."""
 
     def upstream_head(self, head: ResponseHead) -> None:
-        self.feed(HEAD, head)
+        ROWS[self.state][HEAD](self, head)
         upstream = self.upstream
         if self._unsent and (upstream is None or not upstream.has_more):
             self._flush()
 
     def upstream_body(self, data: bytes) -> None:
-        self.feed(DATA, data)
+        ROWS[self.state][DATA](self, data)
         upstream = self.upstream
         if self._unsent and (upstream is None or not upstream.has_more):
             self._flush()
 
     def upstream_end(self) -> None:
         self.upstream = None
-        self.feed(END)
+        ROWS[self.state][END](self, None)
 
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         self.upstream = None
-        self.feed(FAILED, failure)
+        ROWS[self.state][FAILED](self, failure)
 
     def upstream_paused(self) -> None:
         self.protocol.hold_for_upstream()

@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 
 from proxy import app, apply
 from proxy.driver import Driver
-from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE
+from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
 from proxy.forwarded import peer_lines, untrusted_lines
 from proxy.head import Field, normalise
 from shared import log
@@ -374,7 +374,7 @@ class ProxyProtocol(HttpToolsProtocol):
         if limit and self._body_bytes > limit:
             raise RequestRefused(413, f"body is over max_body_bytes = {limit}")
         self.waiting_until = self.context.now + self.context.body_timeout_ns
-        driver.feed(BODY, body)
+        ROWS[driver.state][BODY](driver, body)
 
     def on_message_complete(self) -> None:
         if self._is_lingering or self._refeed is not None:
@@ -387,7 +387,7 @@ class ProxyProtocol(HttpToolsProtocol):
         if driver is not None:
             self.waiting_for = NOTHING
             self.waiting_until = 0
-            driver.feed(BODY_END)
+            ROWS[driver.state][BODY_END](driver, None)
 
     # --- exchanges ------------------------------------------------------------------------------------
 
@@ -410,7 +410,7 @@ class ProxyProtocol(HttpToolsProtocol):
         else:
             self.waiting_for = NOTHING
             self.waiting_until = 0
-        driver.feed(BEGIN)
+        ROWS[driver.state][BEGIN](driver, None)
 
     def exchange_ended(self, close: bool) -> None:
         """From the driver: its response is written. Go on with the next request, or close."""

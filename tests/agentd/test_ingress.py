@@ -134,7 +134,7 @@ async def test_register_and_decide(hop: Hop) -> None:
     hop.instance.answer(BLOCKED)
     await until(worker.decisions)
     assert worker.decisions() == [(5, BLOCKED.decision)]
-    assert hop.ingress.malformed == 0
+    assert (hop.ingress.messages, hop.ingress.malformed, hop.ingress.replies_dropped) == (2, 0, 0)
 
 
 async def test_replies_of_a_tick_are_one_message(hop: Hop) -> None:
@@ -188,33 +188,51 @@ async def test_cancel_end_audit(hop: Hop) -> None:
 
 
 BAD = {
-    "no frame": [],
-    "empty length": [b"\x00\x00\x00\x00\x01"],
-    "short record": [b"\x01\x00"],
-    "length beyond the message": [b"\xff\xff\xff\xff\x02"],
-    "event without fields": [b"\x02\x00\x00\x00\x02\x00"],
-    "cancel without fields": [b"\x01\x00\x00\x00\x03"],
-    "cancel for no known reason": [b"\x0a\x00\x00\x00\x03" + b"\x01" + b"\x00" * 7 + b"\xff"],
-    "end without fields": [b"\x01\x00\x00\x00\x04"],
-    "register without JSON": [b"\x03\x00\x00\x00\x01" + WIRE_VERSION.to_bytes(2, "little")],
-    "register of a future worker": [b"\x05\x00\x00\x00\x01\xff\xff{}"],
-    "event of no plan": [event(9, plan_number=44)],
-    "event of another kind": [event(9, kind=3)],
+    "empty length": b"\x00\x00\x00\x00\x01",
+    "short record": b"\x01\x00",
+    "length beyond the message": b"\xff\xff\xff\xff\x02",
+    "event without fields": b"\x02\x00\x00\x00\x02\x00",
+    "cancel without fields": b"\x01\x00\x00\x00\x03",
+    "cancel for no known reason": b"\x0a\x00\x00\x00\x03" + b"\x01" + b"\x00" * 7 + b"\xff",
+    "end without fields": b"\x01\x00\x00\x00\x04",
+    "register without JSON": b"\x03\x00\x00\x00\x01" + WIRE_VERSION.to_bytes(2, "little"),
+    "register with a table that cannot be run": pack_register(Register(1, 0, "d", "c-", (plan(),))),
+    "register of a future worker": b"\x05\x00\x00\x00\x01\xff\xff{}",
+    "event of no plan": event(9, plan_number=44),
+    "event of another kind": event(9, kind=3),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 async def test_bad_input(hop: Hop, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Counted, logged with the peer, dropped; the worker and agentd go on."""
+    """Counted, logged with the peer, dropped; the worker stays registered, agentd goes on."""
     worker = await hop.registered()
-    worker.send(*BAD[name] or [b""][:0] or [b""], *([] if BAD[name] else [b""]))
+    capfd.readouterr()
+    worker.send(BAD[name])
     worker.send(event(1))
     await until(lambda: hop.instance.sent)
-    expected = 0 if name == "no frame" else 1
-    assert hop.ingress.malformed == expected
-    err = capfd.readouterr().err
-    assert ("unusable message from a worker" in err) == bool(expected)
-    assert (f"pid {os.getpid()} uid {os.getuid()}" in err) or not expected
+    assert hop.ingress.malformed == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "unusable message from a worker" in line
+    assert f"pid {os.getpid()} uid {os.getuid()}" in line
+
+
+async def test_bad_input_of_a_stranger(hop: Hop, capfd: pytest.CaptureFixture[str]) -> None:
+    """Who has not registered is named by its routing id; an empty message is only a message."""
+    worker = hop.worker(b"nobody")
+    worker.send(b"\x01")
+    worker.send(b"")
+    await until(lambda: hop.ingress.messages == 2)
+    assert "unregistered b'nobody'" in capfd.readouterr().err
+    assert hop.ingress.malformed == 1
+
+
+async def test_frames_within_the_limit(hop: Hop) -> None:
+    """Bodies travel as frames of their own; the event is served."""
+    worker = await hop.registered()
+    worker.send(event(1), bytes(100_000), bytes(100_000))
+    await until(lambda: hop.instance.sent)
+    assert hop.ingress.malformed == 0
 
 
 async def test_good_records_beside_a_bad_one(hop: Hop) -> None:

@@ -454,6 +454,13 @@ class TestBreaker:
         bench.lane.close_breaker(clock())
         assert bench.call().state is CallState.SENT
 
+    def test_a_full_socket_is_no_failure(self, clock: Clock) -> None:
+        """The transport could not send after all: QueueFull counts as nothing for the breaker."""
+        bench = LaneBench(clock, circuit_breaker=CircuitBreaker(failure_threshold=1))
+        bench.instance("i1").lane.failed(bench.call(), Outcome.QUEUE_FULL, "its socket is full")
+        assert bench.waiter.outcomes == [Outcome.QUEUE_FULL]
+        assert bench.lane.breaker.is_closed
+
     def test_a_new_instance_is_tried_at_once(self, clock: Clock) -> None:
         """An open breaker half-opens on a new session: one probe goes, the second is refused."""
         bench = LaneBench(clock, circuit_breaker=CircuitBreaker(failure_threshold=1))

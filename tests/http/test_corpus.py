@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.corpus import Case, Client, Upstream, cases, one_chunk, pieces
+from tests.http.corpus import Answer, Case, Client, Upstream, cases, one_chunk, pieces
 from tests.product import Proxy, proxy_config
+from tests.support import wait_until
 
 CASES = cases()
 # As written, in small pieces, byte by byte: the parser's view must not depend on the network's.
@@ -52,6 +53,8 @@ def test_case(case: Case, split: str, proxy: Proxy, upstream: Upstream) -> None:
         if "open" in case.flags:
             client.send(SYNC)
             assert client.answer().status == 200, f"connection is not usable after: {case.claim}"
+    if answers[-1].status >= 400:
+        one_log_line(proxy, answers[-1])
     seen, aborted = reached(proxy, upstream)
     if case.upstream == b"nothing":
         assert not seen, case.claim
@@ -61,6 +64,15 @@ def test_case(case: Case, split: str, proxy: Proxy, upstream: Upstream) -> None:
     else:
         got = b"".join(map(one_chunk, seen))
         assert re.fullmatch(case.upstream, got), f"{case.claim}\nwant {case.upstream!r}\n got {got!r}"
+
+
+def one_log_line(proxy: Proxy, answer: Answer) -> None:
+    """A refusal is logged once, with the correlation id that its client got."""
+    found = re.search(rb"x-correlation-id: (\S+)", answer.head)
+    assert found
+    quoted = f'"{found[1].decode()}"'
+    wait_until(lambda: quoted in proxy.child.output(), what=f"a log line with {quoted}")
+    assert proxy.child.output().count(quoted) == 1
 
 
 SYNC = b"GET /sync HTTP/1.1\r\nHost: a\r\n\r\n"
