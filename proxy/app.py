@@ -19,6 +19,7 @@ import zmq
 
 from proxy.dispatch import Dispatch, PlanView
 from proxy.forwarded import Trust
+from proxy.outbox import Outbox
 from proxy.routing import RoutingTable
 from proxy.upstream.pool import UpstreamPool
 from shared import log
@@ -115,6 +116,7 @@ class WorkerContext:
         runtime = Runtime(config.runtime.dir)
         self._segment = AgentdView(runtime.agentd_segment)
         self._segment.attach()
+        self.outbox = Outbox(loop)
         self._zmq: zmq.Context[Any] = zmq.Context()
         self._pools = self._make_pools(loaded)
         register = Register(
@@ -143,7 +145,7 @@ class WorkerContext:
             def note(ok: bool, now: int, cells: "memoryview[int]" = reachable) -> None:
                 cells[U_LAST_OK_NS if ok else U_LAST_FAILURE_NS] = now
 
-            pools[upstream.name] = UpstreamPool(upstream, self._loop, self.cells, on_reachable=note)
+            pools[upstream.name] = UpstreamPool(upstream, self._loop, self.cells, on_reachable=note, outbox=self.outbox)
         return pools
 
     def _make_routes(self, loaded: Loaded, plans: Sequence[Plan]) -> list[RouteRuntime]:

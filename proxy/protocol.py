@@ -154,6 +154,7 @@ class ProxyProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
         self.context.connections.discard(self)
+        self.context.outbox.drop(self.transport)
         self.context.cells[W_OPEN_CONNECTIONS] -= 1
         self.waiting_for = NOTHING
         self.waiting_until = 0
@@ -180,6 +181,7 @@ class ProxyProtocol(HttpToolsProtocol):
     def abort(self) -> None:
         """Break the connection now."""
         self._is_lingering = True
+        self.context.outbox.drop(self.transport)
         self.transport.abort()
 
     def timeout(self) -> None:
@@ -192,6 +194,7 @@ class ProxyProtocol(HttpToolsProtocol):
             self.driver.feed(BROKEN, RequestRefused(408, "no byte of the request's body arrived in time"))
         else:
             self._is_lingering = True
+            self.context.outbox.flush(self.transport)
             self.transport.close()
 
     # --- bytes in -------------------------------------------------------------------------------------
@@ -553,6 +556,7 @@ class ProxyProtocol(HttpToolsProtocol):
         transport = self.transport
         if transport.is_closing():
             return
+        self.context.outbox.flush(transport)
         if transport.can_write_eof() and not self._is_request_over():
             self._release(self._paused)
             transport.write_eof()
@@ -566,9 +570,9 @@ class ProxyProtocol(HttpToolsProtocol):
     # --- reading and writing ----------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Write to the client; each call is a system call (uvloop 0.23), so callers join what they have."""
+        """Write to the client at the end of this turn of the loop."""
         self.context.bytes_out += len(data)
-        self.transport.write(data)
+        self.context.outbox.write(self.transport, data)
 
     def hold_body(self) -> None:
         """From the driver: body is here that may not go. Decided at the end of this read (it may be whole)."""

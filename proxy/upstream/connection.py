@@ -18,6 +18,7 @@ import socket
 import ssl
 from typing import Protocol, cast
 
+from proxy.outbox import Outbox
 from proxy.upstream.balance import Endpoint
 from proxy.upstream.reader import ResponseReader
 from proxy.upstream.response import Field, ResponseHead
@@ -71,6 +72,8 @@ class UpstreamSink(Protocol):
 
 class ConnectionOwner(Protocol):
     """What a connection asks of its pool."""
+
+    outbox: Outbox
 
     def connected(self, conn: "UpstreamConnection") -> None: ...
     def take_back(self, conn: "UpstreamConnection") -> None: ...
@@ -145,14 +148,14 @@ class UpstreamConnection(asyncio.Protocol):
     def write_head(self, data: bytes) -> None:
         """The request's head, and nothing of its body."""
         if self.sink is not None and self._transport is not None:
-            self._transport.write(data)
+            self.owner.outbox.write(self._transport, data)
 
     def write_body(self, data: bytes) -> None:
         """Body bytes, framed by the caller. From the first on the request is never retried."""
         if self.sink is not None and self._transport is not None:
             self._is_body_given = True
             self.marked_ns = 0
-            self._transport.write(data)
+            self.owner.outbox.write(self._transport, data)
 
     def end_body(self) -> None:
         """The request is complete, with or without a body; without this the connection is never reused."""
@@ -233,6 +236,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._drop()  # a transport with unsent bytes would go on trying; connection_lost tells the rest
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self.owner.outbox.drop(self._transport)
         self._transport = None
         sink = self.sink
         self.sink = None
@@ -273,6 +278,7 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close an idle or finished connection in good order."""
         if self._transport is not None:
+            self.owner.outbox.flush(self._transport)
             self._transport.close()
 
     def drop(self) -> None:
@@ -282,13 +288,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _drop(self) -> None:
         if self._transport is not None:
+            self.owner.outbox.drop(self._transport)
             self._transport.abort()
 
     def _has_unsent(self) -> bool:
         """Whether bytes of the request are still here; only a body can be that long."""
         if not self._is_body_given:
             return self._is_stalled
-        return self._transport is None or self._transport.get_write_buffer_size() > 0
+        transport = self._transport
+        return transport is None or transport.get_write_buffer_size() > 0 or self.owner.outbox.holds(transport)
 
     def _is_cut(self) -> bool:
         """Whether TLS ended without its goodbye: anybody on the way could have ended it (RFC 9112 9.8).

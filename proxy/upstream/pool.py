@@ -16,6 +16,7 @@ Kind: IO.
 import asyncio
 from collections.abc import Callable, MutableSequence
 
+from proxy.outbox import Outbox
 from proxy.upstream.balance import Endpoint, RoundRobin
 from proxy.upstream.connection import UpstreamConnection, UpstreamSink
 from proxy.upstream.connector import Connector
@@ -73,6 +74,7 @@ class UpstreamPool:
         "_sweep_ns",
         "_waiters",
         "name",
+        "outbox",
     )
 
     def __init__(
@@ -84,12 +86,15 @@ class UpstreamPool:
         on_reachable: Callable[[bool, int], None] | None = None,
         clock: Callable[[], int] = now_ns,
         connector: Connects | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         """`cells`: the worker's metric cells. `on_reachable(ok, now_ns)`: how each dial ended.
 
+        `outbox`: the worker's; without one every write goes out at once.
         ConfigError if the TLS settings cannot be used.
         """
         self.name = upstream.name
+        self.outbox = outbox if outbox is not None else Outbox(None)
         self._loop = loop
         self._cells = cells
         self._clock = clock
