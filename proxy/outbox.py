@@ -1,11 +1,12 @@
-"""Holds what is written during one turn of the loop, and writes it in one burst at the end.
+"""Decides whether a write leaves at once or with the others of this turn of the loop, in one burst.
 
 Every write to a socket whose reader sleeps wakes that reader, which costs more than the write itself: 13 us
 against 1.7 with a reader that is awake (uvloop 0.23 writes at once, 2 virtual cores, 2026-11). In a burst the
-first write wakes the peer and the others find it awake; what one connection has to say leaves in one system
-call. With one request in flight it adds one `call_soon`.
+first write wakes the peer and the others find it awake: at 64 connections 34 us a request instead of 42, and
+half the p99. With few in flight a burst only makes everybody wait for everybody (2 connections: 0.25 instead of
+0.14 ms), so writes are held only while turns are busy.
 
-Nothing is decided here, and nothing is kept longer than the turn.
+Nothing is kept longer than the turn.
 
 Kind: IO.
 """
@@ -13,6 +14,8 @@ Kind: IO.
 import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from shared.defaults import BURST_FROM_WRITES
 
 
 class _Loop(Protocol):
@@ -22,24 +25,32 @@ class _Loop(Protocol):
 class Outbox:
     """One per worker. `loop` None: every write goes out at once."""
 
-    __slots__ = ("_loop", "_pending")
+    __slots__ = ("_at_once", "_is_holding", "_loop", "_pending")
 
     def __init__(self, loop: _Loop | None) -> None:
         self._loop = loop
         self._pending: dict[asyncio.Transport, list[bytes]] = {}
+        self._is_holding = False
+        self._at_once = 0  # writes of this turn that were not held
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write at the end of this turn, after what was written before."""
+        """Write now or at the end of this turn; what one connection writes stays in order."""
+        if not self._is_holding:
+            transport.write(data)
+            if self._loop is not None:
+                self._at_once += 1
+                if self._at_once == 1:
+                    self._loop.call_soon(self._turn_ends)
+            return
         pending = self._pending
         pieces = pending.get(transport)
         if pieces is not None:
             pieces.append(data)
-        elif self._loop is None:
-            transport.write(data)
-        else:
-            if not pending:
-                self._loop.call_soon(self._flush_all)
-            pending[transport] = [data]
+            return
+        if not pending:
+            assert self._loop is not None
+            self._loop.call_soon(self._flush_all)
+        pending[transport] = [data]
 
     def flush(self, transport: asyncio.Transport) -> None:
         """Write now what is held for this one: its connection is about to be closed or half-closed."""
@@ -55,8 +66,13 @@ class Outbox:
         """Whether something for this one has not been written yet."""
         return transport in self._pending
 
+    def _turn_ends(self) -> None:
+        self._is_holding = self._at_once >= BURST_FROM_WRITES
+        self._at_once = 0
+
     def _flush_all(self) -> None:
         pending, self._pending = self._pending, {}
+        self._is_holding = len(pending) >= BURST_FROM_WRITES // 2
         for transport, pieces in pending.items():
             _send(transport, pieces)
 

@@ -33,6 +33,7 @@ LINGER_BYTES: Final = 1_048_576  # and how much
 CONNECTION_SWEEP_MS: Final = 200  # client timeouts are seconds; looking at every connection costs
 SWEEP_MS: Final = 20  # one deadline sweep per worker instead of a timer per request
 LOG_LINES_PER_S: Final = 1_000  # refusals beyond that: one line a second with the count
+BURST_FROM_WRITES: Final = 8  # a loop turn with so many writes makes the next ones wait for their turn's end
 CLIENT_BUFFER_BYTES: Final = 65_536  # high-water mark of a client's or upstream's write buffer
 MAX_FORWARDED_HOPS: Final = 32  # X-Forwarded-For entries looked at from the right
 
