@@ -10,7 +10,7 @@ The steps of one request, and the file of each:
  6. the decision comes back and is applied         driver.py, heads built by apply.py and forwarded.py
  7. a connection to the upstream                   upstream/     pool -> dial -> connection -> reader -> response
  8. the response's head: agents asked again        steps 5 and 6
- 9. bytes out, back-pressure both ways             driver.py, protocol.py
+ 9. bytes out, back-pressure both ways             driver.py, protocol.py, outbox.py
 10. accounts: counters, audit record, log line     app.py, driver.py -> dispatch.py -> agentd/audit/
 
 Around it: serve.py opens what the proxy owns, arbiter.py keeps the workers (roster.py decides, gunicorn_conf.py
