@@ -18,7 +18,7 @@ dev: $(VENV)/.complete  ## make .venv from requirements.lock (every other target
 
 # pip is only used to fetch uv; uv makes the environment without the venv module and checks every hash.
 .uv/.complete:
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --target .uv --upgrade -r .ci/uv.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --only-binary :all: --target .uv --upgrade -r .ci/uv.lock
 	@touch $@
 
 $(VENV)/.complete: .uv/.complete requirements.lock pyproject.toml sdk/python/pyproject.toml

@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from shared.clock import MS, now_ns
 from shared.errors import AdminRefused
 from shared.wire import admin as wire
 
@@ -44,6 +45,7 @@ class Request(NamedTuple):
     peer: Peer
     body: bytes = b""
     is_loopback: bool = False
+    is_gone: Callable[[], bool] = lambda: False  # whether the client has hung up meanwhile
 
 
 class Response(NamedTuple):
@@ -160,6 +162,7 @@ _CODES: Final = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_late",
     413: "too_large",
     421: "misdirected",
     431: "too_large",
@@ -170,9 +173,10 @@ _CODES: Final = {
 class Admin:
     """The routes over one state. `token` = "" : no change over TCP."""
 
-    def __init__(self, state: State, token: str = "") -> None:
+    def __init__(self, state: State, token: str = "", clock: Callable[[], int] = now_ns) -> None:
         self.state = state
-        self._token = token.encode()
+        self._token = token.encode("latin-1")  # as bytes, whatever they mean: header fields are read so, too
+        self._clock = clock
 
     def handle(self, request: Request) -> Response:
         """The answer; never raises."""
@@ -185,8 +189,9 @@ class Admin:
             return problem(500, "internal error; the log has the details")
 
     def _handle(self, request: Request) -> Response:
-        if request.is_loopback and not _is_local(request.headers.get("host", "")):
-            # A page of another site whose name was made to resolve to us sends its own name here.
+        if request.is_loopback and not _is_local(request.headers.get("host", "localhost")):
+            # A page of another site whose name was made to resolve to us sends its own name here. None at all
+            # comes from HTTP/1.0 alone, which no browser speaks.
             raise AdminRefused(421, "this address answers to localhost and IP addresses only")
         row, args = _find(request.path)
         method = "GET" if request.method == "HEAD" else request.method
@@ -194,9 +199,11 @@ class Admin:
             allow = ", ".join(row.methods + (("HEAD",) if "GET" in row.methods else ()))
             return problem(405, f"{request.path} takes {allow}", (("allow", allow),))
         if row.is_change:
-            refusal = self._why_not(request)
+            refusal = self._why_not(request) or self._too_late(request)
             if refusal is not None:
-                _log.warning("admin change refused: %s %s by %s", method, request.path[:200], request.peer)
+                who = str(request.peer) if request.peer.is_unix else f"a client at {request.peer.address}"
+                extra = {"status": refusal.status}
+                _log.warning("admin change refused: %s %s by %s", method, request.path[:200], who, extra=extra)
                 return refusal
         return row.handler(self, request, args)
 
@@ -209,9 +216,23 @@ class Admin:
             return problem(403, "changes over TCP need admin.token_file; use the unix socket in runtime.dir")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # hmac.compare_digest takes the same time wherever the first difference is
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._token):
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.encode("latin-1", "replace").strip(), self._token):
             return None
         return problem(401, "a bearer token is needed", (("www-authenticate", 'Bearer realm="wardgate"'),))
+
+    def _too_late(self, request: Request) -> Response | None:
+        """Whoever was told that it failed must not find it done later: agentd may have stood still meanwhile."""
+        if request.is_gone():
+            return problem(408, "the client has hung up; nothing was changed")
+        text = request.headers.get(wire.DEADLINE)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) <= 20):
+            return problem(400, f"{wire.DEADLINE}: want nanoseconds of CLOCK_MONOTONIC")
+        late_ns = self._clock() - int(text)
+        if late_ns < 0:
+            return None
+        return problem(408, f"the client's deadline was {late_ns // MS} ms ago; nothing was changed")
 
 
 def problem(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:

@@ -1,8 +1,9 @@
 """Serves the admin API: sockets, peers, limits and HTTP; what is answered is agentd/admin.py's business.
 
 uvicorn runs inside agentd's loop on sockets bound before. One connection carries one request and ends
-after ADMIN_REQUEST_S whatever it does, at most ADMIN_MAX_CONNECTIONS are open, head and body together
-have at most ADMIN_MAX_REQUEST_BYTES: a slow or greedy client holds one place for five seconds. h11 parses
+after ADMIN_REQUEST_S whatever it does, at most ADMIN_MAX_CONNECTIONS are open on each listener, head and body
+together have at most ADMIN_MAX_REQUEST_BYTES: a slow or greedy client holds one place for five seconds, and
+none on the unix socket, where the operator comes in, unless it is admitted there. h11 parses
 (one Host field, no smuggling to worry about: nobody reads behind us).
 
 The unix socket admits root, agentd's own uid and members of ADMIN_GROUP, by SO_PEERCRED when they
@@ -16,10 +17,12 @@ import asyncio
 import contextlib
 import grp
 import os
+import select
 import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
@@ -108,17 +111,24 @@ class _Protocol(H11Protocol):
     """uvicorn's h11 protocol with one request, one deadline, one byte budget, and a peer that is known."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= ADMIN_MAX_CONNECTIONS:
+        sock: socket.socket = transport.get_extra_info("socket")
+        is_unix = sock.family == socket.AF_UNIX
+        pid = uid = gid = -1
+        if is_unix:
+            pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        is_admitted = not is_unix or _is_admitted(sock, uid, gid)
+        # The listener it came in by; strangers at the unix socket have places of their own to be refused in.
+        self._budget: tuple[int, int | bool] = (sock.family, is_admitted if is_unix else sock.getsockname()[1])
+        others = sum(1 for other in self.connections if cast(_Protocol, other)._budget == self._budget)
+        if others >= ADMIN_MAX_CONNECTIONS:
             transport.abort()
             return
         super().connection_made(transport)
         self._left = ADMIN_MAX_REQUEST_BYTES
         self._is_over = False
         self._timer = self.loop.call_later(ADMIN_REQUEST_S, transport.abort)
-        sock: socket.socket = transport.get_extra_info("socket")
-        if sock.family == socket.AF_UNIX:
-            pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            if not _is_admitted(sock, uid, gid):
+        if is_unix:
+            if not is_admitted:
                 self._refuse(problem(403, f"uid {uid} may not use this socket: root, agentd's user, {ADMIN_GROUP} may"))
                 return
             peer, is_loopback = Peer(True, uid, pid), False
@@ -126,7 +136,7 @@ class _Protocol(H11Protocol):
             peer = Peer(False, address="{}:{}".format(*transport.get_extra_info("peername")[:2]))
             local = transport.get_extra_info("sockname")[0]
             is_loopback = local.startswith("127.") or local == "::1"
-        self.app_state = {"peer": peer, "is_loopback": is_loopback}
+        self.app_state = {"peer": peer, "is_loopback": is_loopback, "is_gone": partial(_is_gone, transport)}
 
     def data_received(self, data: bytes) -> None:
         if self._is_over:
@@ -158,6 +168,15 @@ class _Protocol(H11Protocol):
         head = [f"HTTP/1.1 {response.status} Refused", *(f"{name}: {value}" for name, value in fields(response))]
         self.transport.write("\r\n".join([*head, "", ""]).encode("latin-1") + response.body)
         self.transport.write_eof()
+
+
+def _is_gone(transport: asyncio.Transport) -> bool:
+    """Whether nobody is there to read an answer. Over TCP that shows when the answer is sent, if at all."""
+    if transport.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), 0)  # POLLHUP and POLLERR come unasked
+    return bool(poll.poll(0))
 
 
 def _is_admitted(sock: socket.socket, uid: int, gid: int) -> bool:
@@ -213,6 +232,7 @@ class App:
             peer=state["peer"],
             body=body,
             is_loopback=state["is_loopback"],
+            is_gone=state["is_gone"],
         )
         response = self._admin.handle(request)
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields(response)]

@@ -30,8 +30,6 @@ from shared.defaults import (
     WIRE_VERSION,
     WORKER_SLOTS,
     ZMTP_HANDSHAKE_MS,
-    ZMTP_HEARTBEAT_MS,
-    ZMTP_HEARTBEAT_TIMEOUT_MS,
 )
 from shared.errors import WireError
 from shared.pump import Pump, receive_frames
@@ -293,8 +291,7 @@ def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
         (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
         (zmq.LINGER, 0),
         (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-        (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
-        (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
+        # No ZMTP heartbeats; see agentd/peers.py. The kernel tells that a worker died; a frozen one asks nothing.
     ):
         socket.setsockopt(option, value)
     return socket

@@ -8,6 +8,11 @@ gives the memory of half-received messages back.
 An fd is only a number, and libzmq reuses it. So each connection is known by its socket's inode as
 well, and nothing is ever shut down whose inode or path is another: it may be a client's connection by now.
 
+A socket whose connections are cut, or may end while libzmq has stopped reading them (RCVHWM), must not have
+ZMQ_HEARTBEAT_IVL: libzmq 4.3.5 keeps such an engine with its I/O error noted until the messages are read, its
+heartbeat timer goes on, and the PING that it wants to send is an abort of the whole process ("Assertion failed:
+!_io_error (src/stream_engine_base.cpp:310)"; seen 2026-11: a flooding agent killed agentd within 3 s).
+
 Nothing about verbs, sessions or workers may be put here. A TCP listener would need its own `_identify`.
 
 Kind: IO.

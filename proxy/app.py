@@ -203,6 +203,8 @@ class WorkerContext:
             overdue = [c for c in self.connections if 0 < c.waiting_until <= now]
             for connection in overdue:
                 connection.timeout()
+            for connection in [c for c in self.connections if 0 < c.stalled_until <= now]:
+                connection.stalled()
         if not sweeps % (1000 // SWEEP_MS):
             self._each_second(now)
 

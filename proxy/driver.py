@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy import apply
-from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, NEW, ROWS, Exchange
+from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, LOST, NEW, ROWS, Exchange
 from proxy.forwarded import client_of, trusted_lines
 from proxy.head import Field, Head, header_map
 from proxy.upstream.connection import UpstreamConnection
@@ -57,7 +57,6 @@ class Driver(Exchange):
         "_close_after",
         "_is_chunked_out",
         "_meta",
-        "_sent_head",
         "_sent_plan_events",
         "_traceparent",
         "_unsent",
@@ -96,10 +95,9 @@ class Driver(Exchange):
         self._asked_phase: PlanView | None = None
         self._sent_plan_events = False  # agentd may hold a pin for us
         self._close_after = False
-        self._client_is_full = False
+        self._client_is_full = protocol.is_full
         self._is_chunked_out = False
         self._meta = b""
-        self._sent_head = b""
         self._traceparent = b""
         self._unsent: list[bytes] = []  # of the response, until this turn's bytes are together
 
@@ -206,20 +204,20 @@ class Driver(Exchange):
     def connect(self) -> None:
         self.route.pool.acquire(self, self.head.method)
 
-    def send_head(self, ops: tuple[HeaderOp, ...] | None) -> None:
+    def send_head(self, ops: tuple[HeaderOp, ...]) -> None:
         upstream = self.upstream
         assert upstream is not None
-        if ops is not None:
-            head = self.head
-            protocol = self.protocol
-            if protocol.peer_is_trusted and head.is_forwarded:
-                forwarded = trusted_lines(head, protocol.peer_ip, protocol.peer_scheme)
-            else:
-                forwarded = protocol.forwarded_lines(head.host)
-            self._sent_head = apply.request_head(
-                head, self.route.fallback_host, ops, forwarded, self.correlation_id, self._trace()
-            )
-        upstream.write_head(self._sent_head)
+        head = self.head
+        protocol = self.protocol
+        if protocol.peer_is_trusted and head.is_forwarded:
+            forwarded = trusted_lines(head, protocol.peer_ip, protocol.peer_scheme)
+        else:
+            forwarded = protocol.forwarded_lines(head.host)
+        upstream.write_head(
+            apply.request_head(head, self.route.fallback_host, ops, forwarded, self.correlation_id, self._trace())
+        )
+        if self._client_is_full:
+            upstream.pause_reading()
 
     def send_body(self, data: bytes) -> None:
         upstream = self.upstream
@@ -254,6 +252,10 @@ class Driver(Exchange):
     def upstream_connected(self, conn: UpstreamConnection) -> None:
         self.upstream = conn
         ROWS[self.state][CONNECTED](self, None)
+
+    def upstream_lost(self) -> None:
+        self.upstream = None
+        ROWS[self.state][LOST](self, None)
 
     def upstream_informational(self, status: int, headers: list[Field]) -> None:
         """103 and the like are not passed on: they would come before the response was decided."""

@@ -83,7 +83,8 @@ _HOSTS_MAX = 4_096
 _HOST = re.compile(rb"(?:([A-Za-z0-9._-]{1,255})|(\[[0-9A-Fa-f:.]{2,45}\]))(?::[0-9]{1,5})?\Z")
 _BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_POLICY = re.compile(rb"%(?:2[fF]|00)")
-_DOT_SEGMENT = re.compile(rb"(?:^|/)\.\.?(?:/|\Z)")
+# Also as servers see it that cut parameters first (`..;x`) or take a backslash for a slash.
+_DOT_SEGMENT = re.compile(rb"(?:^|[/\\])\.\.?(?:;[^/\\]*)?(?:[/\\]|\Z)")
 _NOT_VISIBLE = re.compile(rb"[^\x21-\x7e]")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
@@ -173,7 +174,7 @@ def normalise(
         elif code == CONNECTION:
             connection = field[1] if connection is None else connection + b"," + field[1]
         elif code == UPGRADE:
-            upgrade = field[1]
+            upgrade = field[1] if upgrade is None else upgrade + b"," + field[1]
         elif code != HOP_BY_HOP:
             _special(head, code, field)
     _target(head, host)
@@ -302,7 +303,7 @@ def _target(head: Head, host: bytes | None) -> None:
             raise RequestRefused(400, "encoded control character in the path")
     if _NOT_VISIBLE.search(origin):
         raise RequestRefused(400, "control or non-ASCII character in the request target")
-    if b"/." in path and _DOT_SEGMENT.search(path):
+    if (b"/." in path or b"\\" in path) and _DOT_SEGMENT.search(path):
         raise RequestRefused(400, "dot segment in the path")
     head.path = path
 

@@ -14,6 +14,7 @@ Kind: IO.
 """
 
 import asyncio
+import logging
 import re
 from collections import deque
 from typing import Any, Final
@@ -48,8 +49,10 @@ from shared.wire.messages import connection_metadata, text
 # Why reading is paused; bits of one mask.
 _FOR_DECISION: Final = 1  # body is here that may not go upstream yet
 _FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
+_FOR_CLIENT: Final = 8  # the client does not read what it was answered
 _FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
 
+_log = logging.getLogger("proxy.protocol")
 _SPACES = (b" ", b"\t")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 
@@ -65,14 +68,17 @@ LINGERING: Final = 5
 class Queued:
     """A request that arrived while another one's exchange was open."""
 
-    __slots__ = ("body", "fields", "is_ended", "keep_alive", "method", "target", "version")
+    __slots__ = ("body", "fields", "is_ended", "is_upgrade", "keep_alive", "method", "target", "version")
 
-    def __init__(self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool, is_upgrade: bool
+    ) -> None:
         self.method = method
         self.target = target
         self.version = version
         self.fields = fields
         self.keep_alive = keep_alive
+        self.is_upgrade = is_upgrade
         self.body: list[bytes] = []
         self.is_ended = False
 
@@ -105,6 +111,10 @@ class ProxyProtocol(HttpToolsProtocol):
         self._queue: deque[Queued] = deque()
         self._receiving: Queued | None = None  # whose body the parser is reading; None = the driver's
         self._paused = 0
+        self._is_full = False  # the client reads slower than we write
+        self._is_next_scheduled = False
+        self.stalled_until = 0  # by when some of what is unsent must have gone
+        self._unsent = 0
         self._wants_hold = False
         self._is_lingering = False
         self._lingered = 0
@@ -113,6 +123,7 @@ class ProxyProtocol(HttpToolsProtocol):
         # The message being parsed.
         self._in_head = False
         self._head_bytes = 0
+        self._ended_in_read = False  # a message ended in this read: where the next one begins is not known
         self._head_raw = b""  # of a head that came in several reads, to say what is wrong with it
         self._field_bytes = 0
         self._trailers = 0
@@ -195,7 +206,10 @@ class ProxyProtocol(HttpToolsProtocol):
         else:
             self._is_lingering = True
             self.context.outbox.flush(self.transport)
-            self.transport.close()
+            if what == LINGERING or self.transport.get_write_buffer_size():
+                self.transport.abort()  # a close would wait for a client that does not read
+            else:
+                self.transport.close()
 
     # --- bytes in -------------------------------------------------------------------------------------
 
@@ -210,15 +224,28 @@ class ProxyProtocol(HttpToolsProtocol):
         if self._in_head or size > self._limits.max_header_bytes:
             self._feed_bounded(data)
         else:
+            self._ended_in_read = False
             self._feed(data)
             if self._in_head:
-                self._head_bytes = size
-                self._head_raw = data
+                self._count_head(data, False)
         if self._wants_hold:
             self._wants_hold = False
             driver = self.driver
             if driver is not None and driver.held is not None and not driver.is_request_ended:
                 self._pause(_FOR_DECISION)
+
+    def _count_head(self, data: bytes, was_in_head: bool) -> None:
+        """How much of a head that is not whole yet has come, `data` being the last of it."""
+        if not self._in_head:
+            self._head_bytes, self._head_raw = 0, b""
+        elif self._ended_in_read:
+            # Where it began in this read is not known; what of it was told is (the rest is less than a read).
+            self._head_bytes, self._head_raw = len(self.url) + self._field_bytes, b""
+        elif was_in_head:
+            self._head_bytes += len(data)
+            self._head_raw += data
+        else:
+            self._head_bytes, self._head_raw = len(data), data
 
     def _feed_bounded(self, data: bytes) -> None:
         """A read that may take the head over its limit: feed no more of it than the limit allows."""
@@ -227,31 +254,45 @@ class ProxyProtocol(HttpToolsProtocol):
             room = limit - self._head_bytes if self._in_head else limit
             piece, data = data[:room], data[room:]
             was_in_head = self._in_head
+            self._ended_in_read = False
             self._feed(piece)
-            if not self._in_head:
-                self._head_bytes = 0
-                self._head_raw = b""
-                continue
-            self._head_bytes = self._head_bytes + len(piece) if was_in_head else len(piece)
-            self._head_raw = self._head_raw + piece if was_in_head else piece
-            if self._head_bytes >= limit:
+            if self._is_lingering or self._refusal is not None:
+                return
+            self._count_head(piece, was_in_head)
+            if self._in_head and self._head_bytes >= limit:
                 over = len(self.url) >= MAX_TARGET_BYTES or not self.headers
                 status = 414 if over and not self._field_bytes and b"\r\n" not in piece else 431
                 self._refuse(RequestRefused(status, f"head is over max_header_bytes = {limit}"))
 
     def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgraded(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            if not self._is_lingering:
-                cause = error.__context__
-                self._broken(
-                    cause if isinstance(cause, RequestRefused) else self._explain(error, self._head_raw + data)
-                )
+        size = len(data)
+        while data:
+            error: httptools.HttpParserError | None = None
+            at = 0
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                at = upgrade.args[0]
+            except httptools.HttpParserError as raised:
+                error = raised
+            if error is not None:
+                if not self._is_lingering:
+                    self._broken(self._cause(error, data))
+                break
+            data = self._without_upgrade(data[at:])
         if self._is_chunked:
-            self._check_chunk_overhead(len(data))
+            self._check_chunk_overhead(size)
+
+    def _cause(self, error: httptools.HttpParserError, data: bytes) -> RequestRefused:
+        """Why the parser stopped: a refusal of our own callbacks, a bug in them, or what llhttp says."""
+        cause = error.__context__
+        if isinstance(cause, RequestRefused):
+            return cause
+        if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+            _log.error("a request could not be handled", exc_info=cause)
+            return RequestRefused(500, "internal error")
+        return self._explain(error, b"" if self._ended_in_read else self._head_raw + data)
 
     def _check_chunk_overhead(self, size: int) -> None:
         """Chunk extensions and one-byte chunks cost us more than they bring: bound the ratio."""
@@ -265,7 +306,7 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def _explain(self, error: Exception, data: bytes) -> RequestRefused:
         """The status for what llhttp refused; it tells the kind only for methods."""
-        line = data.partition(b"\n")[0].rstrip(b"\r")
+        line = data.partition(b"\n")[0].rstrip(b"\r")  # empty where the request's beginning is not known
         if isinstance(error, httptools.HttpParserInvalidMethodError):
             method = line.partition(b" ")[0]
             if method.isalpha() and len(method) <= 32:
@@ -277,16 +318,16 @@ class ProxyProtocol(HttpToolsProtocol):
             return RequestRefused(505, "HTTP version is not supported")
         return RequestRefused(400, f"malformed request: {error}")
 
-    def _upgraded(self, rest: bytes) -> None:
+    def _without_upgrade(self, rest: bytes) -> bytes:
         """llhttp stops at a head that asks for an upgrade; unless it is one of ours, the request goes on.
 
         Java's and curl's clients send `Upgrade: h2c` with ordinary requests; the head is fed again to a
-        new parser without the field, then what followed it (with its body).
+        new parser without the field, then what followed it (with its body). Returns what to feed.
         """
         fields = self._refeed
         self._refeed = None
         if fields is None or self._is_lingering:
-            return
+            return b""
         head = [b"%b %b HTTP/%b\r\n" % (self._method, self.url, self._version.encode())]
         for name, value in fields:
             lower = name.lower()
@@ -298,9 +339,7 @@ class ProxyProtocol(HttpToolsProtocol):
             head.append(b"%b: %b\r\n" % (name, value))
         head.append(b"\r\n")
         self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"".join(head))
-        if rest and not self._is_lingering and self._refusal is None:
-            self._feed_bounded(rest)
+        return b"".join(head) + rest
 
     # --- parser callbacks -----------------------------------------------------------------------------
 
@@ -346,21 +385,22 @@ class ProxyProtocol(HttpToolsProtocol):
         parser = self.parser
         method = parser.get_method()
         version = parser.get_http_version()
-        if parser.should_upgrade() and method != b"CONNECT" and not _asks_websocket(self.headers):
+        is_upgrade = parser.should_upgrade()
+        if is_upgrade and method != b"CONNECT" and not _asks_websocket(self.headers):
             self._refeed, self._method, self._version = self.headers, method, version
             return
         self._in_head = False
         self._trailers = self._body_bytes = self._raw_body_bytes = 0
         keep_alive = parser.should_keep_alive()
-        if self.driver is not None or self._queue or self._refusal is not None:
+        if self.driver is not None or self._queue or self._refusal is not None or self._is_full:
             if len(self._queue) >= MAX_PIPELINED:
                 raise RequestRefused(503, f"more than {MAX_PIPELINED} pipelined requests in one read")
-            queued = Queued(method, self.url, version, self.headers, keep_alive)
+            queued = Queued(method, self.url, version, self.headers, keep_alive, is_upgrade)
             self._queue.append(queued)
             self._receiving = queued
             return
         self._receiving = None
-        self._start(method, self.url, version, self.headers, keep_alive)
+        self._start(method, self.url, version, self.headers, keep_alive, is_upgrade)
 
     def on_body(self, body: bytes) -> None:
         if self._is_lingering:
@@ -376,12 +416,14 @@ class ProxyProtocol(HttpToolsProtocol):
         limit = self._limits.max_body_bytes
         if limit and self._body_bytes > limit:
             raise RequestRefused(413, f"body is over max_body_bytes = {limit}")
-        self.waiting_until = self.context.now + self.context.body_timeout_ns
+        if not self._paused:  # else it is we who do not read
+            self.waiting_until = self.context.now + self.context.body_timeout_ns
         ROWS[driver.state][BODY](driver, body)
 
     def on_message_complete(self) -> None:
         if self._is_lingering or self._refeed is not None:
             return
+        self._ended_in_read = True
         receiving = self._receiving
         if receiving is not None:
             receiving.is_ended = True
@@ -394,13 +436,18 @@ class ProxyProtocol(HttpToolsProtocol):
 
     # --- exchanges ------------------------------------------------------------------------------------
 
-    def _start(self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool) -> None:
+    def _start(
+        self, method: bytes, target: bytes, version: str, fields: list[Field], keep_alive: bool, is_upgrade: bool
+    ) -> None:
         context = self.context
         context.requests += 1
         try:
             head = normalise(method, target, version, fields, keep_alive, self._limits.max_body_bytes)
             if head.is_websocket:
                 raise RequestRefused(501, "WebSocket is not supported yet")
+            if is_upgrade:
+                # llhttp has stopped at this head and told nothing of a body: there is no going on from here.
+                raise RequestRefused(400, "ambiguous Upgrade")
             route = context.routes[context.table.choose(head.host_name, head.path, method)]
         except RequestRefused as refusal:
             self._answer_refusal(refusal, method, target, fields, keep_alive)
@@ -417,22 +464,30 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def exchange_ended(self, close: bool) -> None:
         """From the driver: its response is written. Go on with the next request, or close."""
+        driver = self.driver
         self.driver = None
         self.server_state.total_requests += 1
         if self._paused:
             self._release(_FOR_DECISION | _FOR_UPSTREAM)
         if close:
-            self._linger()
+            self._linger(driver is None or (driver.head.has_body and not driver.is_request_ended))
             return
         if self._queue:
-            # Not from inside the ended exchange's own stack: a long pipeline would recurse.
-            self.loop.call_soon(self._next)
+            self._schedule_next()
         elif self._refusal is not None:
             self._refuse_now(self._refusal)
         else:
             self._await_next()
 
+    def _schedule_next(self) -> None:
+        """Not from inside the ended exchange's own stack: a long pipeline would recurse."""
+        if not self._is_next_scheduled:
+            self._is_next_scheduled = True
+            self.loop.call_soon(self._next)
+
     def _await_next(self) -> None:
+        if self._is_full:
+            self._pause(_FOR_CLIENT)
         if self._paused:
             self._release(_FOR_QUEUE)
         context = self.context
@@ -445,18 +500,20 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def _next(self) -> None:
         """Start the first queued request; it answers after everything before it."""
-        if self._is_lingering or self.driver is not None:
+        self._is_next_scheduled = False
+        # A client that does not read its answers gets no further ones made: `resume_writing` goes on.
+        if self._is_lingering or self.driver is not None or self._is_full or not self._queue:
             return
         queued = self._queue.popleft()
         is_last = not self._queue
         if self._receiving is queued:
             self._receiving = None
         self._body_bytes = 0
-        self._start(queued.method, queued.target, queued.version, queued.fields, queued.keep_alive)
+        self._start(queued.method, queued.target, queued.version, queued.fields, queued.keep_alive, queued.is_upgrade)
         driver = self.driver
         if driver is None:  # refused; the connection goes on or lingers
             if not self._is_lingering and self._queue:
-                self.loop.call_soon(self._next)
+                self._schedule_next()
             elif not self._is_lingering and self._refusal is not None:
                 self._refuse_now(self._refusal)
             return
@@ -504,6 +561,8 @@ class ProxyProtocol(HttpToolsProtocol):
         method = b""
         if not self._in_head:
             self.url, self.headers = b"", []
+        elif self.url and self.parser.get_method() == b"HEAD":
+            method = b"HEAD"  # its answer has no body
         self._answer_refusal(refusal, method, self.url or b"", [], False)
 
     def _answer_refusal(
@@ -543,13 +602,15 @@ class ProxyProtocol(HttpToolsProtocol):
         )
         self.server_state.total_requests += 1
         if close:
-            self._linger()
+            self._linger(not fields or _has_body(fields))
         elif self.driver is None and not self._queue and self._refusal is None:
             self._await_next()
 
-    def _linger(self) -> None:
-        """Close, but read on for a moment: a reset would destroy the answer on its way to the client."""
+    def _linger(self, more: bool) -> None:
+        """Close. `more`: something of the client's may be on its way; read on for a moment, because a reset
+        would destroy the answer on its way to the client (RFC 9112 9.6)."""
         self._is_lingering = True
+        more = more or bool(self._queue)
         self._queue.clear()
         self.waiting_for = LINGERING
         self.waiting_until = self.context.now + self.context.linger_ns
@@ -557,15 +618,11 @@ class ProxyProtocol(HttpToolsProtocol):
         if transport.is_closing():
             return
         self.context.outbox.flush(transport)
-        if transport.can_write_eof() and not self._is_request_over():
+        if transport.can_write_eof() and (more or self._in_head or self._paused):
             self._release(self._paused)
             transport.write_eof()
         else:
             transport.close()
-
-    def _is_request_over(self) -> bool:
-        """Nothing of the client's is on its way that we know of: an ordinary close is enough."""
-        return not self._in_head and self._body_bytes == 0 and not self._paused
 
     # --- reading and writing ----------------------------------------------------------------------------
 
@@ -607,12 +664,38 @@ class ProxyProtocol(HttpToolsProtocol):
                     self.waiting_until = self.context.now + self.context.body_timeout_ns
 
     def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        self._is_full = True
+        self._unsent = self.transport.get_write_buffer_size()
+        self.stalled_until = self.context.now + self.context.body_timeout_ns
         if self.driver is not None:
             self.driver.client_full()
 
     def resume_writing(self) -> None:
+        """It has caught up: go on where it was left."""
+        self._is_full = False
+        self.stalled_until = 0
         if self.driver is not None:
             self.driver.client_writable()
+        elif self._queue:
+            self._schedule_next()
+        elif self._refusal is not None and not self._is_lingering:
+            self._refuse_now(self._refusal)
+        self._release(_FOR_CLIENT)
+
+    def stalled(self) -> None:
+        """From the sweep: has anything gone out since the last look? A client that takes nothing is cut."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self.stalled_until = self.context.now + self.context.body_timeout_ns
+        else:
+            self.abort()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client's write buffer is above its high-water mark."""
+        return self._is_full
 
 
 def _asks_websocket(fields: list[Field]) -> bool:

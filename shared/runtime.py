@@ -191,7 +191,9 @@ def lock(dir: str, name: LockName) -> Lock:
         except BlockingIOError:
             pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
-            raise AlreadyRunning(f"{name} is already running in {dir} with pid {pid or 'unknown'}") from None
+            raise AlreadyRunning(
+                f"{name} is already running in {dir} with pid {pid or 'unknown'}; stop that one first"
+            ) from None
         except BaseException:
             os.close(fd)
             raise

@@ -31,6 +31,7 @@ from shared.config.schema import Agent
 from shared.defaults import (
     AGENT_HEARTBEAT_MS,
     AGENT_HWM,
+    AGENT_LAST_WORDS_MS,
     AGENT_LINGER_MS,
     AGENT_LOOK_MS,
     AGENT_MAX_MESSAGE_BYTES,
@@ -38,8 +39,6 @@ from shared.defaults import (
     BACKLOG,
     HELLO_WITHIN_MS,
     ZMTP_HANDSHAKE_MS,
-    ZMTP_HEARTBEAT_MS,
-    ZMTP_HEARTBEAT_TIMEOUT_MS,
 )
 from shared.pump import Pump
 from shared.runtime import Runtime
@@ -54,6 +53,7 @@ _SNDHWM = 2 * AGENT_HWM + 100
 _EARLY_NS = AGENT_LOOK_MS * MS // 4  # a caller with a beat of the same length may come a little early
 
 
+_LAST_LOOKS = 20
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
@@ -136,9 +136,8 @@ class V2Transport:
             (zmq.MAXMSGSIZE, AGENT_MAX_MESSAGE_BYTES),
             (zmq.LINGER, 0),
             (zmq.BACKLOG, BACKLOG),
-            (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
             (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
+            # No ZMTP heartbeats; see agentd/peers.py. PING and PONG of the protocol tell who is silent.
         ):
             socket.setsockopt(option, value)
         path = self._runtime.agents_socket
@@ -203,7 +202,19 @@ class V2Transport:
             self._drained = asyncio.get_running_loop().create_future()
             wait_s = (deadline_ns - self.clock()) / S + 5 * AGENT_LOOK_MS / 1000  # in case nobody calls on_time
             await asyncio.wait((self._drained,), timeout=wait_s)
+        await self._last_words_read()
         self.close()
+
+    async def _last_words_read(self) -> None:
+        """Give agents a moment for DRAIN and BYE, or until they hang up.
+
+        With ZMQ_IMMEDIATE, which agents shall set, libzmq throws away what an agent has not read when the
+        connection ends (seen 2026-11: BYE lost for two of three agents).
+        """
+        for _ in range(_LAST_LOOKS):
+            if self._peers is None or not self._peers.by_fd:
+                return
+            await asyncio.sleep(AGENT_LAST_WORDS_MS / 1000 / _LAST_LOOKS)
 
     def close(self) -> None:
         """Close now; what is in flight fails as Disconnected."""

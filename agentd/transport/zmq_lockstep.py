@@ -36,8 +36,6 @@ from shared.defaults import (
     V1_RECONNECT_MAX_MS,
     V1_RECONNECT_MS,
     ZMTP_HANDSHAKE_MS,
-    ZMTP_HEARTBEAT_MS,
-    ZMTP_HEARTBEAT_TIMEOUT_MS,
 )
 from shared.errors import WireError
 from shared.pump import Pump
@@ -214,8 +212,8 @@ class V1Connection:
             (zmq.RECONNECT_IVL, -1),
             (zmq.CONNECT_TIMEOUT, ZMTP_HANDSHAKE_MS),
             (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-            (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
+            # No ZMTP heartbeats: the memory guard may cut this one, too (agentd/peers.py). A silent agent
+            # is found by its first call, whose timeout closes the connection.
         ):
             socket.setsockopt(option, value)
         endpoint = f"inproc://v1-{id(self):x}-{self.dials}"

@@ -3,20 +3,26 @@
     no socket, nobody behind it, no answer in time   Unreachable    exit code 3
     not admitted, refused, unknown agent             AdminRefused   exit code 1
 
-Also here: how a command finds the runtime directory. What is shown is the commands' business.
+A change carries its deadline: what a command said had failed is not done later by an agentd that had stopped.
+Also here: how a command finds the runtime directory, and what `--json` prints when there is no answer.
+What is shown is the commands' business.
 
 Kind: IO.
 """
 
+import contextlib
 import http.client
 import os
 import socket
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import click
 import msgspec
 
+from shared.clock import S, now_ns
 from shared.config.schema import Config
-from shared.defaults import ADMIN_TIMEOUT_S
+from shared.defaults import ADMIN_LATEST_SHARE, ADMIN_TIMEOUT_S
 from shared.errors import AdminRefused, ConfigError, Unreachable
 from shared.runtime import Runtime
 from shared.wire import admin as wire
@@ -41,6 +47,18 @@ def find(config_path: str | None, runtime_dir: str | None) -> Place:
         hint = "the directory of running daemons can be named without a configuration: --runtime-dir DIR"
         raise ConfigError([*error.problems, hint]) from None
     return Place(Runtime(config.runtime.dir), config)
+
+
+@contextlib.contextmanager
+def json_problems(as_json: bool) -> Iterator[None]:
+    """With `--json`, Unreachable and AdminRefused are a JSON document on standard output, too, before they go on."""
+    try:
+        yield
+    except (AdminRefused, Unreachable) as error:
+        if as_json:
+            code = "refused" if isinstance(error, AdminRefused) else "unreachable"
+            click.echo(wire.pretty(wire.Problem(wire.ProblemBody(code, str(error)))))
+        raise
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -87,7 +105,10 @@ class AdminClient:
     def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
-            connection.request(method, path, body)
+            headers = {}
+            if method != "GET":
+                headers[wire.DEADLINE] = str(now_ns() + int(self._timeout_s * ADMIN_LATEST_SHARE * S))
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read()
         except PermissionError:

@@ -6,7 +6,7 @@ Kind: IO.
 import click
 
 from proxy.cli import EXIT_CODES_HELP, config_option, json_option, runtime_option
-from proxy.cli.admin_client import AdminClient, find
+from proxy.cli.admin_client import AdminClient, find, json_problems
 from proxy.cli.table import show_table
 from shared.errors import AdminRefused
 from shared.wire import admin as wire
@@ -48,11 +48,12 @@ def command(name: str | None, config_path: str | None, runtime_dir: str | None, 
     DECIDED counts verdicts, FAILED calls that ended without one, LATE answers that came after their call had
     ended. P50 and P99 are upper bounds of histogram buckets since agentd's start.
     """
-    found = AdminClient(find(config_path, runtime_dir).runtime).agents()
-    if name is not None:
-        found = wire.Agents(tuple(agent for agent in found.agents if agent.name == name))
-        if not found.agents:
-            raise AdminRefused(404, f"there is no agent {name!r}")
+    with json_problems(as_json):
+        found = AdminClient(find(config_path, runtime_dir).runtime).agents()
+        if name is not None:
+            found = wire.Agents(tuple(agent for agent in found.agents if agent.name == name))
+            if not found.agents:
+                raise AdminRefused(404, f"there is no agent {name!r}")
     if as_json:
         click.echo(wire.pretty(found))
     elif not found.agents:

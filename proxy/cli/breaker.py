@@ -3,11 +3,16 @@
 Kind: IO.
 """
 
+import math
+from typing import Any, Final
+
 import click
+import msgspec
 
 from proxy.cli import EXIT_CODES_HELP, config_option, json_option, runtime_option
-from proxy.cli.admin_client import AdminClient, find
+from proxy.cli.admin_client import AdminClient, find, json_problems
 from proxy.cli.table import show_table
+from shared.config.schema import CircuitBreaker
 from shared.wire import admin as wire
 
 HEADERS = ("AGENT", "STATE", "FAILURES", "NEXT PROBE", "OPENED", "THRESHOLD", "WINDOW", "WAIT", "SUCCESSES", "PROBES")
@@ -40,7 +45,8 @@ def command() -> None:
 @json_option
 def list_(config_path: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """Every breaker with its state and numbers."""
-    breakers = AdminClient(find(config_path, runtime_dir).runtime).breakers()
+    with json_problems(as_json):
+        breakers = AdminClient(find(config_path, runtime_dir).runtime).breakers()
     if as_json:
         click.echo(wire.pretty(breakers))
     elif breakers.breakers:
@@ -73,7 +79,8 @@ def _change(
     action: wire.BreakerAction,
     change: wire.BreakerChange | None = None,
 ) -> None:
-    breaker = AdminClient(find(config_path, runtime_dir).runtime).change_breaker(agent, action, change)
+    with json_problems(as_json):
+        breaker = AdminClient(find(config_path, runtime_dir).runtime).change_breaker(agent, action, change)
     if as_json:
         click.echo(wire.pretty(breaker))
     elif change is None:
@@ -97,13 +104,41 @@ _action("close", "Ask the agent again; failures so far are forgotten.")
 _action("reset", "Back to closed with no failures, whatever its state was.")
 
 
+class _Seconds(click.FloatRange):
+    """A range without "not a number", which compares as being in any."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+def _ranges() -> dict[str, click.IntRange | click.FloatRange]:
+    """Per number of a breaker: the range that the configuration has for it."""
+    found: dict[str, click.IntRange | click.FloatRange] = {}
+    fields: Any = msgspec.inspect.type_info(CircuitBreaker)
+    for field in fields.fields:
+        kind = field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+        if isinstance(kind, msgspec.inspect.IntType):
+            found[field.name] = click.IntRange(kind.ge, kind.le)
+        elif isinstance(kind, msgspec.inspect.FloatType):
+            found[field.name] = _Seconds(kind.gt, kind.le, min_open=True)
+    return found
+
+
+_RANGES: Final = _ranges()
+
+
 @command.command("set", epilog=f"Example: wardgate breaker set waf --failure-threshold 20\n\n{EXIT_CODES_HELP}")
 @click.argument("agent", metavar="NAME")
-@click.option("--failure-threshold", type=click.IntRange(1), help="Failures within the window that open it.")
-@click.option("--success-threshold", type=click.IntRange(1), help="Successful probes in a row that close it.")
-@click.option("--timeout-seconds", type=click.FloatRange(0, min_open=True), help="Wait before the first probe.")
-@click.option("--window-seconds", type=click.FloatRange(0, min_open=True), help="The sliding window of failures.")
-@click.option("--half-open-max-requests", type=click.IntRange(1), help="Probes under way at once.")
+@click.option("--failure-threshold", type=_RANGES["failure_threshold"], help="Failures within the window that open it.")
+@click.option(
+    "--success-threshold", type=_RANGES["success_threshold"], help="Successful probes in a row that close it."
+)
+@click.option("--timeout-seconds", type=_RANGES["timeout_seconds"], help="Wait before the first probe.")
+@click.option("--window-seconds", type=_RANGES["window_seconds"], help="The sliding window of failures.")
+@click.option("--half-open-max-requests", type=_RANGES["half_open_max_requests"], help="Probes under way at once.")
 @config_option
 @runtime_option
 @json_option

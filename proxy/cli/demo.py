@@ -76,6 +76,12 @@ class Demo:
         }
         template = files("proxy.demo").joinpath(CONFIG_NAME).read_text(encoding="utf-8")
         os.makedirs(self.audit_dir, 0o700, exist_ok=True)
+        # A demo begins afresh: a breaker that somebody opened in the last one would look like a broken start.
+        for path in (self.runtime.breakers_file, os.path.join(self.audit_dir, "audit.jsonl")):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
         fd = os.open(self.config_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(render(template, values))

@@ -45,6 +45,10 @@ class UpstreamSink(Protocol):
         new connection: head, and `end_body` where the request is complete.
         """
 
+    def upstream_lost(self) -> None:
+        """The reused connection died unanswered and nothing of a body had gone: another one follows, by
+        `upstream_connected` or `upstream_failed`. Hold what comes of the body; `pool.cancel` gives up."""
+
     def upstream_informational(self, status: int, headers: list[Field]) -> None:
         """A response 1xx other than 100 and 101; more heads follow."""
 

@@ -278,6 +278,7 @@ class UpstreamPool:
         if conn.retried >= self._retries or self._closed is not None:
             return False
         self._cells[W_RETRIES] += 1
+        sink.upstream_lost()
         # No idle one is tried: they have probably died of the same cause. Its own place is free already.
         self._wait(sink, _Waiter(conn.method, self._clock(), conn.retried + 1), conn.endpoint)
         return True

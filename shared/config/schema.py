@@ -105,7 +105,13 @@ class Server(Table, frozen=True):
         key("The whole request head must have arrived within this time of its first byte.", gt=0, le=HOUR_S),
     ] = float(d.HEADER_TIMEOUT_S)
     body_timeout_s: Annotated[
-        float, key("A client may pause so long inside a request body, without a byte.", gt=0, le=DAY_S)
+        float,
+        key(
+            "A client may pause so long inside a request body, without a byte; and so long it may take no byte of a "
+            "response before its connection is cut.",
+            gt=0,
+            le=DAY_S,
+        ),
     ] = float(d.BODY_TIMEOUT_S)
     keepalive_timeout_s: Annotated[float, key("An idle client connection is closed after so long.", gt=0, le=DAY_S)] = (
         float(d.KEEPALIVE_TIMEOUT_S)

@@ -10,6 +10,9 @@
     POST, PATCH /api/breakers/{agent}/set  BreakerChange -> Breaker
     any error                             Problem
 
+A change with the header field `x-wardgate-deadline-ns` (CLOCK_MONOTONIC of this host) is refused with 408 once
+that time has come: its client has given up, and says so.
+
 Readers ignore fields that they do not know, so that a newer agentd can say more; an unknown field of a
 *command* is an error, so that a mistyped threshold is not silently ignored. Who may do what is decided
 in agentd/admin.py.
@@ -30,6 +33,7 @@ READY = "/health/ready"
 METRICS = "/metrics"
 AGENTS = "/api/agents"
 BREAKERS = "/api/breakers"
+DEADLINE = "x-wardgate-deadline-ns"  # of a change; names in lower case
 BreakerAction = Literal["open", "close", "reset", "set"]
 
 

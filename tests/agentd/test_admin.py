@@ -106,6 +106,8 @@ TOKEN = "correct horse"
         (TOKEN, "Bearer \xe4", 401),
         (TOKEN, f"Bearer {TOKEN}", 200),
         (TOKEN, f"bearer {TOKEN}", 200),
+        ("t\xf6k\xe9n\xa0", "Bearer t\xf6k\xe9n\xa0", 200),
+        ("t\xf6k\xe9n", "Bearer t\xc3\xb6k\xc3\xa9n", 401),
     ],
 )
 def test_a_change_over_tcp_needs_the_token(configured: str, authorization: str, status: int) -> None:
@@ -156,6 +158,37 @@ def test_a_name_that_was_made_to_resolve_to_us_reads_nothing(host: str, status: 
     assert Admin(FakeState()).handle(request).status == status
     other = Request("GET", "/api/agents", {"host": host}, TCP, is_loopback=False)
     assert Admin(FakeState()).handle(other).status == 200, "on a public address its name is its own"
+
+
+def test_http_1_0_names_no_host() -> None:
+    """h11 wants Host from HTTP/1.1; what comes without one is no browser."""
+    request = Request("GET", "/api/agents", {}, TCP, is_loopback=True)
+    assert Admin(FakeState()).handle(request).status == 200
+
+
+@pytest.mark.parametrize(
+    ("deadline", "status"),
+    [("101", 200), ("100", 408), ("99", 408), ("", 400), ("soon", 400), ("-5", 400), ("²", 400), ("9" * 5_000, 400)],
+)
+def test_a_change_past_its_deadline_is_not_made(deadline: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The client has said by then that it failed; reading does no harm."""
+    state = FakeState()
+    admin = Admin(state, clock=lambda: 100)
+    headers = {wire.DEADLINE: deadline}
+    response = admin.handle(Request("POST", "/api/breakers/waf/open", headers, UNIX))
+    assert response.status == status
+    assert len(state.changes) == len(state.audited) == (status == 200)
+    if status != 200:
+        assert "admin change refused: POST /api/breakers/waf/open by uid 1000 pid 42" in caplog.text
+    assert admin.handle(Request("GET", "/api/breakers", headers, UNIX)).status == 200
+
+
+def test_a_change_whose_client_has_hung_up_is_not_made() -> None:
+    """Nobody would learn of it."""
+    state = FakeState()
+    request = Request("POST", "/api/breakers/waf/open", {}, UNIX, is_gone=lambda: True)
+    assert Admin(state).handle(request).status == 408
+    assert state.changes == []
 
 
 @pytest.mark.parametrize(

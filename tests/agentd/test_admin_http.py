@@ -193,6 +193,55 @@ async def test_idle_connections_cannot_lock_others_out_for_long(
             writer.close()
 
 
+async def test_idle_tcp_connections_leave_the_unix_socket_alone(
+    short_tmp_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each listener has places of its own, and at the unix socket those who are not admitted take none."""
+    monkeypatch.setattr(admin_http, "ADMIN_MAX_CONNECTIONS", 3)
+    async with serving(short_tmp_dir) as (_, path, address):
+        idle = [await asyncio.open_connection(*address) for _ in range(5)]
+        assert b" 200 " in await exchange(path, get("/health/live"))
+        monkeypatch.setattr(admin_http, "_is_admitted", lambda sock, uid, gid: False)
+        strangers = [await asyncio.open_unix_connection(path) for _ in range(3)]
+        for reader, _ in strangers:
+            assert await reader.read(13) == b"HTTP/1.1 403 "
+        try:
+            assert await exchange(path, get("/health/live")) == b"", "strangers have as many places to be refused in"
+        except ConnectionError:
+            pass
+        monkeypatch.undo()
+        monkeypatch.setattr(admin_http, "ADMIN_MAX_CONNECTIONS", 3)
+        assert b" 200 " in await exchange(path, get("/health/live"))
+        for _, writer in idle + strangers:
+            writer.close()
+
+
+async def test_a_change_whose_client_has_hung_up_is_not_made(short_tmp_dir: Path) -> None:
+    """agentd stood still; request and hang-up were both there when it went on."""
+    async with serving(short_tmp_dir) as (state, path, _):
+        with socket.socket(socket.AF_UNIX) as client:  # blocking: the server's loop turns when this is over
+            client.connect(path)
+            client.sendall(get("/api/breakers/waf/open", method="POST", extra="Content-Length: 0\r\n"))
+        assert b" 200 " in await exchange(path, get("/health/live"))
+        assert state.changes == []
+
+
+async def test_http_1_0_without_host_is_served_on_loopback(short_tmp_dir: Path) -> None:
+    """Old probes."""
+    async with serving(short_tmp_dir) as (_, _, address):
+        assert b" 200 " in await exchange(address, b"GET /health/live HTTP/1.0\r\n\r\n")
+
+
+async def test_a_token_of_any_bytes_end_to_end(short_tmp_dir: Path) -> None:
+    """Compared as the bytes that the file has."""
+    token = "t\u00f6k\u00e9n".encode()
+    async with serving(short_tmp_dir, token.decode("latin-1")) as (state, _, address):
+        extra = b"POST /api/breakers/waf/open HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"
+        request = extra + b"Authorization: Bearer " + token + b"\r\n\r\n"
+        assert b" 200 " in await exchange(address, request)
+        assert len(state.changes) == 1
+
+
 async def test_a_client_that_leaves_in_the_middle_is_forgotten(short_tmp_dir: Path) -> None:
     """No task, no connection stays."""
     before = len(asyncio.all_tasks())

@@ -1,11 +1,14 @@
 """docs/agent-protocol.md: the agents printed there run, and its tables leave nothing out."""
 
+import posixpath
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -80,6 +83,52 @@ async def test_it_leaves_when_the_refusal_is_final() -> None:
             await world.until(lambda: child.poll() is not None)
             assert child.stderr
             assert b"refused: unknown_agent" in child.stderr.read()
+
+
+async def test_it_drains_when_told_to_stop() -> None:
+    async with World() as world:
+        with running(code("v2"), "waf", world.runtime.agents_endpoint) as child:
+            await decides(world)
+            child.terminate()
+            await world.until(lambda: child.poll() is not None)
+            assert child.returncode == 0
+            assert world.seat.garbage == 0
+
+
+async def test_it_proves_the_secret(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"open sesame\n")
+    secret = str(tmp_path / "secret")
+    async with World(agent(secret_file=secret)) as world:
+        with running(code("v2"), "waf", world.runtime.agents_endpoint, secret):
+            await decides(world)
+
+
+async def test_it_leaves_when_a_secret_is_wanted_that_it_has_not(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"open sesame\n")
+    async with World(agent(secret_file=str(tmp_path / "secret"))) as world:
+        with running(code("v2"), "waf", world.runtime.agents_endpoint) as child:
+            await world.until(lambda: child.poll() is not None)
+            assert child.returncode == 1
+            assert child.stderr
+            assert b"no secret" in child.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_paths_are_compared_as_the_upstream_may_read_them(name: str) -> None:
+    found = re.search(r"^def path_of.*?\n\n", code(name), re.M | re.S)
+    assert found
+    space: dict[str, Any] = {"re": re, "posixpath": posixpath, "unquote": unquote}
+    exec(found[0], space)
+    path_of = space["path_of"]
+    for uri in (
+        "/admin", "/admin?x", "/%61dmin", "//admin", "///admin", "/;x/admin", "/admin;x", "/admin%3Bx",
+        "/public/..;/admin",
+        "http://host/admin", "HTTP://host//admin?http://x/y", "//admin?://x",
+    ):  # fmt: skip
+        assert path_of(uri) == "/admin", uri
+    assert path_of("/%2561dmin") == "/%61dmin"
+    assert path_of("http://host") == path_of("http://host?/admin") == "/"
+    assert path_of("*") == "*"
 
 
 def test_every_verb_and_code_is_described() -> None:

@@ -123,6 +123,11 @@ async def test_socket_is_ours_alone(hop: Hop) -> None:
     assert mask != 0o177
 
 
+async def test_no_zmtp_heartbeats(hop: Hop) -> None:
+    """With them libzmq 4.3.5 aborts the process when a connection ends that it has stopped to read."""
+    assert hop.ingress._pump.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
+
+
 async def test_register_and_decide(hop: Hop) -> None:
     """REGISTERED names this start and its config; an event's bytes reach the agent, its decision comes back."""
     worker = await hop.registered()

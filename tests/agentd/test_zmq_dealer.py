@@ -716,6 +716,24 @@ class TestDrain:
                 await stopping
             assert call.outcome is Outcome.DISCONNECTED
 
+    async def test_the_last_words_reach_an_agent_with_immediate(self) -> None:
+        """libzmq throws away what such an agent has not read when the connection ends: agentd waits a moment."""
+        async with World() as world:
+            a = world.agent(IMMEDIATE=1)
+            await world.until(lambda: a.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)
+            await a.join()
+            await world.until(lambda: world.lane.live_instances)
+            world.loop.remove_reader(a.socket.fileno())  # it reads a little later than agentd says BYE
+            reads = world.loop.call_later(d.AGENT_LAST_WORDS_MS / 4000, a.pump.drain)
+            async with asyncio.timeout(5):
+                await world.v2.stop(world.clock() + 1_000 * MS)
+            reads.cancel()
+            await world.until(lambda: not a.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)  # its I/O thread knows too
+            a.pump.drain()
+            world.loop.add_reader(a.socket.fileno(), a.pump.drain)
+            await a.expect(b"DRAIN")
+            await a.expect(b"BYE")
+
     async def test_close_fails_what_is_in_flight(self) -> None:
         async with World() as world:
             a = await world.ready()
@@ -1031,6 +1049,12 @@ class TestSocket:
             mask = os.umask(0)
             os.umask(mask)
             assert mask != 0o117
+
+    async def test_no_zmtp_heartbeats(self) -> None:
+        """With them libzmq 4.3.5 aborts the process when a connection ends that it has stopped to read."""
+        async with World() as world:
+            assert world.v2._pump is not None
+            assert world.v2._pump.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
 
     async def test_a_path_that_cannot_be_bound(self) -> None:
         async with World() as world:

@@ -105,6 +105,24 @@ def test_no_socket_is_unreachable_and_a_forbidden_one_refused(
         client.agents()
 
 
+def test_a_change_carries_its_deadline_and_a_question_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the client gives up."""
+    sent: list[dict[str, str]] = []
+
+    def request(self: _UnixConnection, method: str, path: str, body: bytes, headers: dict[str, str]) -> None:
+        sent.append(headers)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(_UnixConnection, "request", request)
+    client = AdminClient(Runtime("/nowhere"), timeout_s=10)
+    began = time.monotonic_ns()
+    for ask in (client.agents, lambda: client.change_breaker("waf", "open")):
+        with pytest.raises(Unreachable):
+            ask()
+    assert sent[0] == {}
+    assert 8.9e9 < int(sent[1][wire.DEADLINE]) - began < 10e9
+
+
 def test_the_directory_comes_from_the_option_or_the_configuration(short_tmp_dir: Path) -> None:
     """With the option no configuration is read."""
     named = find("/nowhere.toml", str(short_tmp_dir))

@@ -91,10 +91,12 @@ def test_an_unknown_agent_is_refused_and_a_missing_agentd_unreachable(agentd: Ag
     result = agents(agentd)
     assert result.exit_code == 3
     assert "agentd is not running" in result.stderr
+    assert json.loads(agents(agentd, "--json").stdout)["error"]["code"] == "unreachable"
     agentd.start()
-    result = agents(agentd, "vaf")
+    result = agents(agentd, "vaf", "--json")
     assert result.exit_code == 1
     assert result.stderr == "wardgate: there is no agent 'vaf'\n"
+    assert json.loads(result.stdout) == {"error": {"code": "refused", "message": "there is no agent 'vaf'"}}
 
 
 def test_no_agents_is_said(short_tmp_dir: Path) -> None:

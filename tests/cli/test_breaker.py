@@ -1,6 +1,8 @@
 """`wardgate breaker`: each change acts on a real agentd and shows in the mirror that workers read."""
 
 import json
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from shared.clock import now_ns
 from shared.segment import AgentdView, BreakerState
-from tests.support import Agentd
+from shared.wire.admin import DEADLINE
+from tests.support import Agentd, process_state, wait_until
 
 CONFIG = """
 [[upstreams]]
@@ -68,17 +72,26 @@ def test_the_list_shows_states_and_numbers(agentd: Agentd) -> None:
 
 
 def test_numbers_are_set_by_name_and_the_rest_stays(agentd: Agentd) -> None:
-    """Out of range is refused by agentd, nothing given is a usage error."""
+    """Out of the schema's range and nothing given are usage errors."""
     agentd.start()
     result = breaker(agentd, "set", "waf", "--failure-threshold", "20", "--timeout-seconds", "0.5", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert (found["failure_threshold"], found["timeout_seconds"], found["window_seconds"]) == (20, 0.5, 60.0)
     assert breaker(agentd, "set", "waf").exit_code == 2
-    assert breaker(agentd, "set", "waf", "--failure-threshold", "0").exit_code == 2
-    result = breaker(agentd, "set", "waf", "--timeout-seconds", "1e9")
-    assert result.exit_code == 1
-    assert "timeout_seconds" in result.stderr
+    for option, value in (
+        ("--failure-threshold", "0"),
+        ("--failure-threshold", "1000001"),
+        ("--success-threshold", "1001"),
+        ("--half-open-max-requests", "1001"),
+        ("--timeout-seconds", "nan"),
+        ("--timeout-seconds", "inf"),
+        ("--timeout-seconds", "0"),
+        ("--window-seconds", "86401"),
+    ):
+        result = breaker(agentd, "set", "waf", option, value)
+        assert result.exit_code == 2, (option, value)
+        assert option in result.stderr
 
 
 def test_exit_codes(agentd: Agentd) -> None:
@@ -90,6 +103,38 @@ def test_exit_codes(agentd: Agentd) -> None:
     assert "there is no agent 'vaf'; there are: waf" in result.stderr
     assert breaker(agentd, "open").exit_code == 2
     assert breaker(agentd, "explode", "waf").exit_code == 2
+
+
+def test_json_is_printed_whatever_comes_of_it(agentd: Agentd) -> None:
+    """One document on standard output with exit codes 1 and 3, too; the text for people is beside it."""
+    for args in (("list",), ("open", "waf")):
+        result = breaker(agentd, *args, "--json")
+        assert result.exit_code == 3
+        error = json.loads(result.stdout)["error"]
+        assert error["code"] == "unreachable"
+        assert result.stderr == f"wardgate: {error['message']}\n"
+    agentd.start()
+    result = breaker(agentd, "open", "vaf", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"] == "refused"
+
+
+def test_a_change_that_was_given_up_is_not_made_later(agentd: Agentd) -> None:
+    """agentd is stopped, the command ends with 3, agentd goes on: the breaker is as it was, whoever still waits."""
+    agentd.start()
+    agentd.child.signal(signal.SIGSTOP)
+    wait_until(lambda: process_state(agentd.child.pid) == "T")
+    past = f"POST /api/breakers/waf/open HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{DEADLINE}: {now_ns()}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as patient:
+        patient.settimeout(10)
+        patient.connect(str(agentd.runtime / "admin.sock"))
+        patient.sendall(past.encode())
+        assert breaker(agentd, "open", "waf").exit_code == 3
+        agentd.child.signal(signal.SIGCONT)
+        assert patient.recv(4096).startswith(b"HTTP/1.1 408 ")
+    agentd.child.wait_for("admin change refused", 5)
+    (found,) = json.loads(breaker(agentd, "list", "--json").stdout)["breakers"]
+    assert found["state"] == "closed"
 
 
 def test_a_change_takes_well_under_100_ms(agentd: Agentd) -> None:

@@ -299,6 +299,7 @@ class TestRetry:
         await turns()
         assert sink.calls == ["connected", "connected"]
         assert sink.was_reused == [True, False]
+        assert sink.lost == 1, "told in between, so that body is held"
         fresh = bench.connector.transports[-1]
         assert fresh is not transport
         assert fresh.written == sink.request_head

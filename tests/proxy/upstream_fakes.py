@@ -96,6 +96,7 @@ class Recorder:
         self.failure: UpstreamFailed | None = None
         self.react: Callable[[str], None] = lambda name: None
         self.was_reused: list[bool] = []
+        self.lost = 0
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -116,6 +117,9 @@ class Recorder:
         if self.is_complete:
             conn.end_body()
         self._called("connected")
+
+    def upstream_lost(self) -> None:
+        self.lost += 1
 
     def upstream_informational(self, status: int, headers: list[Field]) -> None:
         self.informational.append(status)

@@ -135,7 +135,7 @@ def test_a_second_daemon_is_told_who_runs_where(short_tmp_dir: Path) -> None:
     directory = str(short_tmp_dir)
     with Child(python("-c", HOLD, directory), short_tmp_dir / "out") as child:
         child.wait_for("held")
-        with pytest.raises(AlreadyRunning, match=rf"agentd is already running in {directory} with pid {child.pid}$"):
+        with pytest.raises(AlreadyRunning, match=rf"agentd is already running in {directory} with pid {child.pid};"):
             lock(directory, "agentd")
         lock(directory, "proxy").release()  # another daemon's
 
