@@ -12,6 +12,9 @@ A socket whose connections are cut, or may end while libzmq has stopped reading 
 ZMQ_HEARTBEAT_IVL: libzmq 4.3.5 keeps such an engine with its I/O error noted until the messages are read, its
 heartbeat timer goes on, and the PING that it wants to send is an abort of the whole process ("Assertion failed:
 !_io_error (src/stream_engine_base.cpp:310)"; seen 2026-11: a flooding agent killed agentd within 3 s).
+A PING that the peer itself sent among messages not taken yet, before it hung up, ends in the same assertion by way
+of its PONG: so the agents' socket has no RCVHWM either (docs/adr/0023). The workers' has one: only our own user
+connects there, and our workers send no PING.
 
 Nothing about verbs, sessions or workers may be put here. A TCP listener would need its own `_identify`.
 

@@ -31,8 +31,6 @@ from shared.defaults import (
     RECONNECT_MAX_MS,
     RECONNECT_MS,
     ZMTP_HANDSHAKE_MS,
-    ZMTP_HEARTBEAT_MS,
-    ZMTP_HEARTBEAT_TIMEOUT_MS,
 )
 from shared.errors import WireError
 from shared.metrics import (
@@ -216,10 +214,9 @@ class Dispatch:
             (zmq.RECONNECT_IVL, RECONNECT_MS),
             (zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS),
             (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-            (zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, ZMTP_HEARTBEAT_TIMEOUT_MS),
         ):
             socket.setsockopt(option, value)
+        # No ZMTP heartbeats: they can abort whoever gets them (agentd/peers.py); the segment's beat tells more anyway.
         # No ROUTING_ID: a worker that reconnects under an id that the ROUTER still holds loses its first messages.
         return socket
 

@@ -50,8 +50,6 @@ RECONNECT_MAX_MS: Final = 1_000  # semantics 7: capped at 1 s inside the host
 AGENTD_BEAT_MS: Final = 100
 AGENTD_STALE_MS: Final = 1_000
 SEGMENT_CHECK_MS: Final = 1_000  # readers compare inode and nonce so often
-ZMTP_HEARTBEAT_MS: Final = 1_000
-ZMTP_HEARTBEAT_TIMEOUT_MS: Final = 3_000
 ZMTP_HANDSHAKE_MS: Final = 2_000
 
 # --- agents --------------------------------------------------------------------------------------

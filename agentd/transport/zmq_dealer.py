@@ -132,7 +132,10 @@ class V2Transport:
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.SNDHWM, _SNDHWM),
-            (zmq.RCVHWM, AGENT_HWM),
+            # None: once libzmq 4.3.5 stops reading a peer at the mark, a PING of that peer behind a broken
+            # connection aborts the process (agentd/peers.py). What a peer may say is bounded by what it may say
+            # in a second (Session.is_chatter) and by the memory guard instead.
+            (zmq.RCVHWM, 0),
             (zmq.MAXMSGSIZE, AGENT_MAX_MESSAGE_BYTES),
             (zmq.LINGER, 0),
             (zmq.BACKLOG, BACKLOG),
@@ -320,6 +323,8 @@ class V2Transport:
         session.wire.heard(now)
         if frames[1] == _VERDICTS and session.wire.state in MAY_HAVE_CALLS:
             wrong = session.take_verdicts(frames[2:], now)
+            if not wrong and not session.was_useful and session.wire.is_chatter(now):
+                wrong = "VERDICTS: too many for calls that nobody waits for"
             if wrong:
                 self._reception.bad(session, wrong, now)
         else:

@@ -115,6 +115,7 @@ class V2Session:
         self.strays = 0  # verdicts for calls never sent here
         self.events_sent = 0
         self.verdicts_taken = 0
+        self.was_useful = True  # the latest VERDICTS answered a call that was out
         # what is to be sent in this tick
         self.is_marked = False
         self._out: list[Call] = []
@@ -296,6 +297,7 @@ class V2Session:
             else:
                 lane.answered(call, self._with_body(entry, call, bodies, used))
         self.verdicts_taken += len(entries)
+        self.was_useful = sent_ns != 0
         if sent_ns:
             self._read_before(sent_ns)
         return wrong

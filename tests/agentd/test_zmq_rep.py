@@ -94,6 +94,13 @@ class V1World(World):
 
 
 class TestConversation:
+    async def test_no_zmtp_heartbeats(self) -> None:
+        """With them libzmq 4.3.5 aborts the process when a connection ends that it has stopped to read."""
+        async with V1World() as world:
+            await world.up()
+            assert world.connection._pump is not None
+            assert world.connection._pump.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
+
     async def test_configure_then_events(self) -> None:
         """The bytes are those of the protocol; the event is the worker's own."""
         async with V1World(config={"paranoia": 1}, timeout_ms=50) as world:

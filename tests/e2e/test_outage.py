@@ -1,8 +1,10 @@
 """agentd dead, hung and back; an agent gone; a breaker opened by hand: what clients see, with real processes."""
 
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +78,29 @@ def world(short_tmp_dir: Path) -> Iterator[World]:
     made.close()
 
 
+PING = b"\x04\x07\x04PING\x00\x00"
+
+
+def flood(path: str, messages: int) -> None:
+    """A ZMTP peer that sends messages with PINGs between them, reads nothing, and hangs up."""
+    socket_type = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(2)
+        try:
+            sock.connect(path)
+            sock.sendall(greeting + b"\x04" + bytes([len(socket_type)]) + socket_type)
+            got = b""
+            while b"READY" not in got:
+                more = sock.recv(4096)
+                if not more:
+                    return
+                got += more
+            sock.sendall((b"\x00\x02hi" + PING) * messages)
+        except OSError:
+            return  # cut: that is what it is for
+
+
 WELL = (200, 200, 200)
 WITHOUT = (200, 503, 200)
 
@@ -138,3 +163,18 @@ def test_health_when_all_is_well(world: World) -> None:
         return world.cli("health").returncode == 0
 
     wait_until(well, 15)
+
+
+def test_pings_in_a_flood_do_not_kill_agentd(world: World) -> None:
+    """libzmq 4.3.5 aborted on a PING behind unread messages of a connection that had ended."""
+    world.settled(WELL)
+    assert world.system.agentd is not None
+    path = world.system.agents_endpoint.removeprefix("ipc://")
+    for _ in range(6):
+        threads = [threading.Thread(target=flood, args=(path, 3000)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert world.system.agentd.popen.poll() is None, world.system.agentd.output()
+    world.settled(WELL)

@@ -70,8 +70,6 @@ class Link:
             socket.setsockopt(zmq.RECONNECT_IVL, int(wire.BACKOFF_S * 1000))
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, self._backoff_max_ms)
             socket.setsockopt(zmq.HANDSHAKE_IVL, 2_000)
-            socket.setsockopt(zmq.HEARTBEAT_IVL, wire.HEARTBEAT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, wire.SILENT_BEATS * wire.HEARTBEAT_MS)
             monitor = socket.get_monitor_socket(_WATCHED)  # before connect: an I/O thread does that
         except zmq.ZMQError:
             socket.close(0)
