@@ -2,7 +2,7 @@
 
 The steps of one request, and the file of each:
 
- 1. bytes in, slow or broken clients refused       protocol.py   (connections: worker.py; limits: shared/defaults.py)
+ 1. bytes in, slow or broken clients refused       guard.py, protocol.py   (connections: worker.py)
  2. the head is normalised or refused              head.py
  3. a route is chosen                              routing.py    (what a route needs at hand: app.py)
  4. an exchange begins: what happens next          exchange.py   (a table), carried out by driver.py

@@ -1,11 +1,11 @@
 """Reads requests from one client connection and writes their responses, in order.
 
-Our subclass of uvicorn's httptools protocol, given to uvicorn as `http=`. It guards what the stock one
-lets through (limits, timeouts, trailers, Host, Upgrade, HTTP/0.9: docs/adr/0003) and gives every
-accepted head to an exchange instead of an ASGI task. It decides when bytes may be read and in which
-order answers leave; what a head may look like is decided in `head`, everything after it in `exchange`.
+Our subclass of uvicorn's httptools protocol, given to uvicorn as `http=`. It gives every accepted head to
+an exchange instead of an ASGI task, and decides when bytes may be read, until when they must have come and
+in which order answers leave. What the parser may be fed is decided in `guard` (the half below this one),
+what a head may look like in `head`, everything after it in `exchange`.
 
-    bytes --httptools--> head --normalise, route--> Driver (exchange) ... response --> exchange_ended
+    bytes --guard, httptools--> head --normalise, route--> Driver (exchange) ... response --> exchange_ended
                           \\__ an exchange is open: queued (reading pauses; httptools itself cannot)
 
 Deadlines are two attributes that the worker's sweep compares: no timer per request.
@@ -14,14 +14,10 @@ Kind: IO.
 """
 
 import asyncio
-import logging
-import re
 from collections import deque
 from typing import Any, Final
 
-import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
@@ -29,17 +25,14 @@ from proxy import app, apply
 from proxy.driver import Driver
 from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
 from proxy.forwarded import peer_lines, untrusted_lines
+from proxy.guard import GuardedParser
 from proxy.head import Field, normalise
 from shared import log
 from shared.clock import now_ns
 from shared.defaults import (
-    CHUNK_OVERHEAD_BYTES,
-    CHUNK_OVERHEAD_RATIO,
     CLIENT_BUFFER_BYTES,
     LINGER_BYTES,
     MAX_PIPELINED,
-    MAX_TARGET_BYTES,
-    MAX_TRAILERS,
 )
 from shared.errors import RequestRefused
 from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
@@ -52,9 +45,6 @@ _FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
 _FOR_CLIENT: Final = 8  # the client does not read what it was answered
 _FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
 
-_log = logging.getLogger("proxy.protocol")
-_SPACES = (b" ", b"\t")
-_VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 
 # What `waiting_until` waits for.
 NOTHING: Final = 0
@@ -83,7 +73,7 @@ class Queued:
         self.is_ended = False
 
 
-class ProxyProtocol(HttpToolsProtocol):
+class ProxyProtocol(GuardedParser):
     """One client connection."""
 
     def __init__(
@@ -93,10 +83,8 @@ class ProxyProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
         self.context = context = app.context()
-        self._limits = context.limits
-        self.parser = httptools.HttpRequestParser(self)  # afresh: stock sets lenient_data_after_close
+        super().__init__(context.limits, config, server_state, app_state, _loop)
         self.driver: Driver | None = None
         self.waiting_for = FIRST_BYTE
         self.waiting_until = context.now + context.header_timeout_ns
@@ -116,20 +104,7 @@ class ProxyProtocol(HttpToolsProtocol):
         self.stalled_until = 0  # by when some of what is unsent must have gone
         self._unsent = 0
         self._wants_hold = False
-        self._is_lingering = False
         self._lingered = 0
-        self._refusal: RequestRefused | None = None  # to be answered after what is before it
-        self._refeed: list[Field] | None = None
-        # The message being parsed.
-        self._in_head = False
-        self._head_bytes = 0
-        self._ended_in_read = False  # a message ended in this read: where the next one begins is not known
-        self._head_raw = b""  # of a head that came in several reads, to say what is wrong with it
-        self._field_bytes = 0
-        self._trailers = 0
-        self._body_bytes = 0
-        self._raw_body_bytes = 0
-        self._is_chunked = False  # and its body is being read
 
     # --- the connection's life ------------------------------------------------------------------------
 
@@ -220,126 +195,12 @@ class ProxyProtocol(HttpToolsProtocol):
             if self._lingered > LINGER_BYTES:
                 self.transport.close()
             return
-        size = len(data)
-        if self._in_head or size > self._limits.max_header_bytes:
-            self._feed_bounded(data)
-        else:
-            self._ended_in_read = False
-            self._feed(data)
-            if self._in_head:
-                self._count_head(data, False)
+        self._take(data)
         if self._wants_hold:
             self._wants_hold = False
             driver = self.driver
             if driver is not None and driver.held is not None and not driver.is_request_ended:
                 self._pause(_FOR_DECISION)
-
-    def _count_head(self, data: bytes, was_in_head: bool) -> None:
-        """How much of a head that is not whole yet has come, `data` being the last of it."""
-        if not self._in_head:
-            self._head_bytes, self._head_raw = 0, b""
-        elif self._ended_in_read:
-            # Where it began in this read is not known; what of it was told is (the rest is less than a read).
-            self._head_bytes, self._head_raw = len(self.url) + self._field_bytes, b""
-        elif was_in_head:
-            self._head_bytes += len(data)
-            self._head_raw += data
-        else:
-            self._head_bytes, self._head_raw = len(data), data
-
-    def _feed_bounded(self, data: bytes) -> None:
-        """A read that may take the head over its limit: feed no more of it than the limit allows."""
-        limit = self._limits.max_header_bytes
-        while data and not self._is_lingering and self._refusal is None:
-            room = limit - self._head_bytes if self._in_head else limit
-            piece, data = data[:room], data[room:]
-            was_in_head = self._in_head
-            self._ended_in_read = False
-            self._feed(piece)
-            if self._is_lingering or self._refusal is not None:
-                return
-            self._count_head(piece, was_in_head)
-            if self._in_head and self._head_bytes >= limit:
-                over = len(self.url) >= MAX_TARGET_BYTES or not self.headers
-                status = 414 if over and not self._field_bytes and b"\r\n" not in piece else 431
-                self._refuse(RequestRefused(status, f"head is over max_header_bytes = {limit}"))
-
-    def _feed(self, data: bytes) -> None:
-        size = len(data)
-        while data:
-            error: httptools.HttpParserError | None = None
-            at = 0
-            try:
-                self.parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                at = upgrade.args[0]
-            except httptools.HttpParserError as raised:
-                error = raised
-            if error is not None:
-                if not self._is_lingering:
-                    self._broken(self._cause(error, data))
-                break
-            data = self._without_upgrade(data[at:])
-        if self._is_chunked:
-            self._check_chunk_overhead(size)
-
-    def _cause(self, error: httptools.HttpParserError, data: bytes) -> RequestRefused:
-        """Why the parser stopped: a refusal of our own callbacks, a bug in them, or what llhttp says."""
-        cause = error.__context__
-        if isinstance(cause, RequestRefused):
-            return cause
-        if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
-            _log.error("a request could not be handled", exc_info=cause)
-            return RequestRefused(500, "internal error")
-        return self._explain(error, b"" if self._ended_in_read else self._head_raw + data)
-
-    def _check_chunk_overhead(self, size: int) -> None:
-        """Chunk extensions and one-byte chunks cost us more than they bring: bound the ratio."""
-        driver = self.driver
-        if driver is None or not driver.head.is_chunked or driver.is_request_ended:
-            self._is_chunked = False
-            return
-        self._raw_body_bytes += size
-        if self._raw_body_bytes > CHUNK_OVERHEAD_BYTES + CHUNK_OVERHEAD_RATIO * self._body_bytes:
-            self._broken(RequestRefused(400, "chunked framing is much larger than the body"))
-
-    def _explain(self, error: Exception, data: bytes) -> RequestRefused:
-        """The status for what llhttp refused; it tells the kind only for methods."""
-        line = data.partition(b"\n")[0].rstrip(b"\r")  # empty where the request's beginning is not known
-        if isinstance(error, httptools.HttpParserInvalidMethodError):
-            method = line.partition(b" ")[0]
-            if method.isalpha() and len(method) <= 32:
-                return RequestRefused(501, "method is not known")
-            return RequestRefused(400, "not an HTTP request")
-        words = line.split(b" ")
-        version = words[-1]
-        if len(words) == 3 and _VERSION.match(version) and version not in (b"HTTP/1.1", b"HTTP/1.0"):
-            return RequestRefused(505, "HTTP version is not supported")
-        return RequestRefused(400, f"malformed request: {error}")
-
-    def _without_upgrade(self, rest: bytes) -> bytes:
-        """llhttp stops at a head that asks for an upgrade; unless it is one of ours, the request goes on.
-
-        Java's and curl's clients send `Upgrade: h2c` with ordinary requests; the head is fed again to a
-        new parser without the field, then what followed it (with its body). Returns what to feed.
-        """
-        fields = self._refeed
-        self._refeed = None
-        if fields is None or self._is_lingering:
-            return b""
-        head = [b"%b %b HTTP/%b\r\n" % (self._method, self.url, self._version.encode())]
-        for name, value in fields:
-            lower = name.lower()
-            if lower == b"upgrade":
-                continue
-            if lower == b"connection":
-                options = [option for option in value.split(b",") if option.strip().lower() != b"upgrade"]
-                value = b",".join(options)
-            head.append(b"%b: %b\r\n" % (name, value))
-        head.append(b"\r\n")
-        self.parser = httptools.HttpRequestParser(self)
-        return b"".join(head) + rest
 
     # --- parser callbacks -----------------------------------------------------------------------------
 
@@ -355,29 +216,6 @@ class ProxyProtocol(HttpToolsProtocol):
             self.waiting_until = self.context.now + self.context.header_timeout_ns
         elif not self._paused & _FOR_QUEUE:
             self._pause(_FOR_QUEUE)
-
-    def on_url(self, url: bytes) -> None:
-        self.url = url = self.url + url if self.url else url
-        if len(url) > MAX_TARGET_BYTES:
-            raise RequestRefused(414, f"request target is over {MAX_TARGET_BYTES} bytes")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            # The trailer section: counted and dropped, never merged into the head (an injection otherwise).
-            self._trailers += 1
-            if self._trailers > MAX_TRAILERS:
-                raise RequestRefused(431, f"more than {MAX_TRAILERS} trailer fields")
-            return
-        if value.endswith(_SPACES):  # llhttp cuts white space in front only
-            value = value.rstrip(b" \t")
-        headers = self.headers
-        headers.append((name, value))
-        limits = self._limits
-        self._field_bytes += len(name) + len(value) + 4
-        if self._field_bytes > limits.max_header_bytes:
-            raise RequestRefused(431, f"head is over max_header_bytes = {limits.max_header_bytes}")
-        if len(headers) > limits.max_headers:
-            raise RequestRefused(431, f"more than max_headers = {limits.max_headers} header fields")
 
     def on_headers_complete(self) -> None:
         if self._is_lingering:
@@ -424,6 +262,7 @@ class ProxyProtocol(HttpToolsProtocol):
         if self._is_lingering or self._refeed is not None:
             return
         self._ended_in_read = True
+        self._is_chunked = False
         receiving = self._receiving
         if receiving is not None:
             receiving.is_ended = True
