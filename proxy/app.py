@@ -180,6 +180,7 @@ class WorkerContext:
         if self._timer is not None:
             self._timer.cancel()
         self._add_up()
+        self._add_up_routes()
         for pool in self._pools.values():
             pool.close()
         self.dispatch.close()
@@ -205,6 +206,7 @@ class WorkerContext:
                 connection.timeout()
             for connection in [c for c in self.connections if 0 < c.stalled_until <= now]:
                 connection.stalled()
+            self._add_up_routes()
         if not sweeps % (1000 // SWEEP_MS):
             self._each_second(now)
 
@@ -214,6 +216,9 @@ class WorkerContext:
         cells[W_BYTES_OUT] += self.bytes_out
         cells[W_REQUESTS] += self.requests
         self.bytes_in = self.bytes_out = self.requests = 0
+
+    def _add_up_routes(self) -> None:
+        # Less often than the rest: there may be a thousand routes, and most of them idle.
         for route in self.routes:
             if any(route.tally):
                 route.add_up()

@@ -76,7 +76,7 @@ class Driver(Exchange):
         self.state = NEW
         self.held = self.response_held = None
         self.is_request_ended = self.is_response_ended = self.is_holding_upstream = False
-        self.awaits_continue = head.expects_100
+        self.awaits_continue = head.expects_100 and head.has_body
         self.asks_request = route.request_view is not None
         self.asks_response = route.response_view is not None
         self.response = None

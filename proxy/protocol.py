@@ -29,11 +29,7 @@ from proxy.guard import GuardedParser
 from proxy.head import Field, normalise
 from shared import log
 from shared.clock import now_ns
-from shared.defaults import (
-    CLIENT_BUFFER_BYTES,
-    LINGER_BYTES,
-    MAX_PIPELINED,
-)
+from shared.defaults import CLIENT_BUFFER_BYTES, LINGER_BYTES, MAX_PIPELINED
 from shared.errors import RequestRefused
 from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
 from shared.wire.audit import AuditRecord
@@ -42,9 +38,8 @@ from shared.wire.messages import connection_metadata, text
 # Why reading is paused; bits of one mask.
 _FOR_DECISION: Final = 1  # body is here that may not go upstream yet
 _FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
-_FOR_CLIENT: Final = 8  # the client does not read what it was answered
 _FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
-
+_FOR_CLIENT: Final = 8  # the client does not read what it was answered
 
 # What `waiting_until` waits for.
 NOTHING: Final = 0
@@ -99,10 +94,11 @@ class ProxyProtocol(GuardedParser):
         self._queue: deque[Queued] = deque()
         self._receiving: Queued | None = None  # whose body the parser is reading; None = the driver's
         self._paused = 0
-        self._is_full = False  # the client reads slower than we write
+        self.is_full = False  # the client reads slower than we write
         self._is_next_scheduled = False
         self.stalled_until = 0  # by when some of what is unsent must have gone
-        self._unsent = 0
+        self._written = 0  # bytes of all answers so far
+        self._taken = 0  # of them by the client's side, when last looked at
         self._wants_hold = False
         self._lingered = 0
 
@@ -211,7 +207,7 @@ class ProxyProtocol(GuardedParser):
         self.headers = []
         self._in_head = True
         self._field_bytes = 0
-        if self.driver is None:
+        if self.driver is None and not self._queue and not self.is_full:
             self.waiting_for = REST_OF_HEAD
             self.waiting_until = self.context.now + self.context.header_timeout_ns
         elif not self._paused & _FOR_QUEUE:
@@ -230,7 +226,7 @@ class ProxyProtocol(GuardedParser):
         self._in_head = False
         self._trailers = self._body_bytes = self._raw_body_bytes = 0
         keep_alive = parser.should_keep_alive()
-        if self.driver is not None or self._queue or self._refusal is not None or self._is_full:
+        if self.driver is not None or self._queue or self._refusal is not None or self.is_full:
             if len(self._queue) >= MAX_PIPELINED:
                 raise RequestRefused(503, f"more than {MAX_PIPELINED} pipelined requests in one read")
             queued = Queued(method, self.url, version, self.headers, keep_alive, is_upgrade)
@@ -325,7 +321,7 @@ class ProxyProtocol(GuardedParser):
             self.loop.call_soon(self._next)
 
     def _await_next(self) -> None:
-        if self._is_full:
+        if self.is_full:
             self._pause(_FOR_CLIENT)
         if self._paused:
             self._release(_FOR_QUEUE)
@@ -341,7 +337,7 @@ class ProxyProtocol(GuardedParser):
         """Start the first queued request; it answers after everything before it."""
         self._is_next_scheduled = False
         # A client that does not read its answers gets no further ones made: `resume_writing` goes on.
-        if self._is_lingering or self.driver is not None or self._is_full or not self._queue:
+        if self._is_lingering or self.driver is not None or self.is_full or not self._queue:
             return
         queued = self._queue.popleft()
         is_last = not self._queue
@@ -466,7 +462,8 @@ class ProxyProtocol(GuardedParser):
     # --- reading and writing ----------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Write to the client at the end of this turn of the loop."""
+        """Write to the client, now or at the end of this turn of the loop (`outbox` decides)."""
+        self._written += len(data)
         self.context.bytes_out += len(data)
         self.context.outbox.write(self.transport, data)
 
@@ -504,37 +501,39 @@ class ProxyProtocol(GuardedParser):
 
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
-        self._is_full = True
-        self._unsent = self.transport.get_write_buffer_size()
+        self.is_full = True
+        self._taken = self._written - self.transport.get_write_buffer_size()
         self.stalled_until = self.context.now + self.context.body_timeout_ns
         if self.driver is not None:
             self.driver.client_full()
 
     def resume_writing(self) -> None:
         """It has caught up: go on where it was left."""
-        self._is_full = False
+        self.is_full = False
         self.stalled_until = 0
+        if self._is_lingering:
+            return
         if self.driver is not None:
             self.driver.client_writable()
         elif self._queue:
             self._schedule_next()
-        elif self._refusal is not None and not self._is_lingering:
+        elif self._refusal is not None:
             self._refuse_now(self._refusal)
+        else:
+            self._await_next()
         self._release(_FOR_CLIENT)
 
     def stalled(self) -> None:
-        """From the sweep: has anything gone out since the last look? A client that takes nothing is cut."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            self._unsent = unsent
+        """From the sweep: has anything gone out since the last look? A client that takes nothing is cut.
+
+        What has gone is counted, not what is left: that may have grown meanwhile.
+        """
+        taken = self._written - self.transport.get_write_buffer_size()
+        if taken > self._taken:
+            self._taken = taken
             self.stalled_until = self.context.now + self.context.body_timeout_ns
         else:
             self.abort()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the client's write buffer is above its high-water mark."""
-        return self._is_full
 
 
 def _asks_websocket(fields: list[Field]) -> bool:

@@ -77,6 +77,14 @@ class _Remembered:
         if len(self._young) >= self._limit:
             self._older, self._young = self._young, set()
 
+    def take(self, member: str) -> bool:
+        """Whether it was among them; it is not any more."""
+        for some in (self._young, self._older):
+            if member in some:
+                some.remove(member)
+                return True
+        return False
+
     def __contains__(self, member: str) -> bool:
         return member in self._young or member in self._older
 
@@ -115,7 +123,7 @@ class V2Session:
         self.strays = 0  # verdicts for calls never sent here
         self.events_sent = 0
         self.verdicts_taken = 0
-        self.was_useful = True  # the latest VERDICTS answered a call that was out
+        self.was_useful = True  # the latest VERDICTS answered a call for the first time, in time or late
         # what is to be sent in this tick
         self.is_marked = False
         self._out: list[Call] = []
@@ -263,6 +271,7 @@ class V2Session:
         """VERDICTS: `frames` from the JSON on. Returns what is wrong with the message, "" if nothing is."""
         seat = self.seat
         assert seat is not None
+        self.was_useful = False
         wrong = ""
         bodies = frames[1:]
         try:
@@ -297,8 +306,8 @@ class V2Session:
             else:
                 lane.answered(call, self._with_body(entry, call, bodies, used))
         self.verdicts_taken += len(entries)
-        self.was_useful = sent_ns != 0
         if sent_ns:
+            self.was_useful = True
             self._read_before(sent_ns)
         return wrong
 
@@ -325,7 +334,12 @@ class V2Session:
     def _stray(self, call_id: str) -> str:
         """A verdict for no call in flight: late if it was sent here once, else garbage (what is wrong)."""
         assert self.seat is not None
-        if call_id in self._unanswered or call_id in self._answered:
+        if self._unanswered.take(call_id):
+            self._answered.add(call_id)
+            self.was_useful = True  # late is no fault, and there are only as many as calls were sent
+            self.seat.lane.late_verdict()
+            return ""
+        if call_id in self._answered:
             self.seat.lane.late_verdict()
             return ""
         self.strays += 1

@@ -716,6 +716,25 @@ class TestDrain:
                 await stopping
             assert call.outcome is Outcome.DISCONNECTED
 
+    async def test_late_is_no_fault_but_again_and_again_is(self) -> None:
+        """More late answers a second than an agent may chat: no blame. The same ones over and over: bad messages."""
+        async with World(clock=Clock()) as world:
+            a = await world.ready()
+            late = []
+            for _ in range(d.AGENT_CHATTER_PER_S + 20):
+                call = world.ask()
+                await a.events()
+                world.lane.cancel(call, CancelReason.CLIENT_GONE, world.clock())
+                await a.expect(b"CANCEL")
+                late.append(call.call_id)
+            for call_id in late:
+                a.verdicts([call_id, ALLOW])
+            a.send(b"PING", b"after")
+            assert await a.expect(b"PONG") == [b"after"]
+            for _ in range(d.AGENT_CHATTER_PER_S + d.BAD_MESSAGES_PER_MIN):
+                a.verdicts([late[-1], ALLOW])
+            assert (await a.json(b"REFUSE"))["code"] == "malformed"
+
     async def test_the_last_words_reach_an_agent_with_immediate(self) -> None:
         """libzmq throws away what such an agent has not read when the connection ends: agentd waits a moment."""
         async with World() as world:

@@ -4,9 +4,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from proxy.protocol import ProxyProtocol
 from tests.http.corpus import Client, Upstream
 from tests.product import Proxy, proxy_config
 from tests.proxy.test_streaming import PIECE, Raw, read_head, rss_kib
@@ -87,6 +90,22 @@ def test_a_client_that_reads_no_answer_costs_no_memory(closing: Callable[[object
     assert is_clean(proxy)
 
 
+def test_a_head_cut_in_two_behind_unread_answers(closing: Callable[[object], None], tmp_path: Path) -> None:
+    """Paused in the middle of a head while the client does not read: once it reads, the rest is taken."""
+    proxy = start(closing, tmp_path, Raw(big))
+    with Client(proxy.address, 10) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.send(GET * 20 + GET[:9])
+        with Client(proxy.address) as other:
+            for _ in range(20):
+                other.send(GET)
+                assert other.answer().status == 200
+        assert {len(client.answer().body) for _ in range(20)} == {200_000}
+        client.send(GET[9:])
+        assert client.answer().status == 200
+    assert is_clean(proxy)
+
+
 def test_a_client_that_stops_reading_is_cut(closing: Callable[[object], None], tmp_path: Path) -> None:
     """After body_timeout_s without a byte taken: its upstream connection is free again."""
     given_up = threading.Event()
@@ -105,13 +124,36 @@ def test_a_client_that_stops_reading_is_cut(closing: Callable[[object], None], t
         assert given_up.wait(10)
 
 
-def test_a_slow_reader_is_not_cut(closing: Callable[[object], None], tmp_path: Path) -> None:
-    """Whoever takes some bytes within each body_timeout_s gets all of them."""
-    proxy = start(closing, tmp_path, Raw(big), server={"body_timeout_s": 0.5})
-    with Client(proxy.address, 10) as client:
-        for _ in range(5):
-            client.send(GET)
-            assert len(client.answer().body) == 200_000
+class Slow:
+    """As much of a connection as `stalled` looks at."""
+
+    def __init__(self) -> None:
+        self.context = SimpleNamespace(now=100, body_timeout_ns=50)
+        self.buffered = 0
+        self.transport = SimpleNamespace(get_write_buffer_size=lambda: self.buffered)
+        self.driver = None
+        self.is_full = False
+        self.stalled_until = 0
+        self.is_cut = False
+        self._written = 0
+        self._taken = 0
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+
+def test_a_slow_reader_is_not_cut() -> None:
+    """Whoever has taken something is waited for again, also when more was written meanwhile than taken."""
+    slow: Any = Slow()
+    slow._written, slow.buffered = 1000, 900
+    ProxyProtocol.pause_writing(slow)
+    assert slow.stalled_until == 150
+    slow._written, slow.buffered, slow.context.now = 3000, 2899, 150
+    ProxyProtocol.stalled(slow)
+    assert (slow.is_cut, slow.stalled_until) == (False, 200)
+    slow._written, slow.buffered, slow.context.now = 3100, 2999, 200
+    ProxyProtocol.stalled(slow)
+    assert slow.is_cut
 
 
 def test_the_answer_to_an_upload_survives_the_upload(closing: Callable[[object], None], tmp_path: Path) -> None:
