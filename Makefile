@@ -9,7 +9,7 @@ UV := PYTHONPATH=.uv $(PYTHON) -m uv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help dev run test check bench lock docs fmt clean
+.PHONY: help dev run test check matrix bench soak lock docs fmt install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,11 +47,22 @@ fmt: dev  ## format the code
 docs: dev  ## write the generated reference pages
 	$(BIN)/python docs/generate.py
 
+matrix: dev  ## break every process under traffic, write docs/reliability.md
+	WARDGATE_WRITE_RELIABILITY=1 $(BIN)/python -m pytest tests/e2e/test_matrix.py $(ARGS)
+
 bench: dev  ## requests/s, latency, CPU per request (PEERS=dir adds the peers found there)
 	$(BIN)/python bench/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
+soak: dev  ## mixed traffic, kills and reloads for two minutes (ARGS="--hours 8"): memory, descriptors, tables over time
+	$(BIN)/python bench/soak.py $(ARGS)
+
+install: dev  ## lay out /opt/wardgate, units, a default configuration (DESTDIR=, PREFIX=, RELEASE=, PYTHON=)
+	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/opt/wardgate)' RELEASE='$(RELEASE)' PYTHON='$(PYTHON)' \
+	UV='env PYTHONPATH=$(CURDIR)/.uv $(PYTHON) -m uv' BUILD_PYTHON='$(CURDIR)/$(BIN)/python' deploy/install
+
 lock: .uv/.complete  ## resolve the dependencies again (hashes only, no index lines)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements.lock $(ARGS)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links -c requirements.lock pyproject.toml -o deploy/requirements.lock
 	echo uv | $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 - -o .ci/uv.lock $(ARGS)
 
 clean:  ## remove what the targets above made

@@ -5,7 +5,7 @@ The steps from a worker's envelope to a decision, and the file of each:
  1. records arrive, their worker is known by the kernel's word   ingress.py, peers.py  (bytes: shared/wire/envelope.py)
  2. an event finds its plan and becomes a group                  dispatcher.py         (plans: shared/plan.py)
  3. whom to ask when, parallel or one after the other            group.py              -> a call.py per agent
- 4. breaker, free place, queue: may this call go now?            lane.py               (shared/breaker.py)
+ 4. breaker, rate, free place, queue: may this call go now?      lane.py, rate.py      (shared/breaker.py)
  5. which instance gets it                                       pool.py
  6. to the agent and back                                        transport/            (bytes: shared/wire/agent_zmq.py)
  7. what its verdict comes to                                    transport/verdicts.py (shared/wire/messages.py)
@@ -15,5 +15,5 @@ The steps from a worker's envelope to a decision, and the file of each:
 
 Time: alarm.py and one timer of the daemon. Who may register as which agent: registry.py. What others see:
 publish.py (agentd.seg), ledger.py (counts, last calls), health.py, exporter.py (/metrics), operations.py behind
-admin.py and admin_http.py. daemon.py builds all of it, __main__.py starts it.
+admin.py and admin_http.py, limits.py for `wardgate limits`. daemon.py builds all of it, __main__.py starts it.
 """

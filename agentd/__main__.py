@@ -13,13 +13,16 @@ import faulthandler
 import logging
 import os
 import sys
+from functools import partial
 from typing import NoReturn
 
 import uvloop
 
 from agentd.daemon import Daemon
-from shared import log
+from agentd.reload import Fresh
+from shared import descriptors, log
 from shared.config.load import Loaded, load
+from shared.config.read import config_path
 from shared.config.secrets import read_secret
 from shared.errors import ConfigError, WardgateError
 from shared.notify import Notify
@@ -37,12 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     path = parser.parse_args(argv).config
     faulthandler.enable()  # a crash in a library leaves a traceback
     os.umask(0o077)  # what is for others says so where it is made
+    path = os.path.abspath(config_path(path, os.environ))  # whatever the directory is when it is read again
     try:
         loaded = load(path, os.environ)
         log.configure(loaded.config.logging.level, loaded.config.logging.format)
         token = _token(loaded)
         for warning in loaded.warnings:
             _log.warning("configuration: %s", warning)
+        descriptors.raise_limit()
         runtime = Runtime(loaded.config.runtime.dir)
         runtime.prepare()
         held = lock(runtime.dir, "agentd")
@@ -51,13 +56,19 @@ def main(argv: list[str] | None = None) -> int:
     except (WardgateError, OSError) as error:
         return _refused(EXIT_REFUSED, [str(error)])
     try:
-        return uvloop.run(Daemon(loaded, runtime, token, Notify(os.environ)).run())
+        return uvloop.run(Daemon(loaded, runtime, token, Notify(os.environ), partial(_fresh, path)).run())
     except ConfigError as error:
         return _refused(EXIT_CONFIG, error.problems)
     except WardgateError as error:
         return _refused(EXIT_REFUSED, [str(error)])
     finally:
         held.release()
+
+
+def _fresh(path: str) -> Fresh:
+    """For a reload: what the files say now. Raises ConfigError."""
+    loaded = load(path, os.environ)
+    return Fresh(loaded, _token(loaded))
 
 
 def _token(loaded: Loaded) -> str:

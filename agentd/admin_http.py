@@ -16,6 +16,7 @@ Kind: IO.
 import asyncio
 import contextlib
 import grp
+import logging
 import os
 import select
 import socket
@@ -23,18 +24,28 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from agentd.admin import Admin, Peer, Request, Response, problem
-from shared.defaults import ADMIN_GROUP, ADMIN_MAX_CONNECTIONS, ADMIN_MAX_REQUEST_BYTES, ADMIN_REQUEST_S
+from shared.clock import MS, now_ns
+from shared.defaults import (
+    ADMIN_GROUP,
+    ADMIN_MAX_CONNECTIONS,
+    ADMIN_MAX_REQUEST_BYTES,
+    ADMIN_REQUEST_S,
+    ADMIN_SLICE_MS,
+)
 from shared.errors import WardgateError
 
 _SO_PEERGROUPS = 59  # Linux 4.13; not in Python 3.11's socket module
 _UCRED = struct.Struct("3i")
 _BACKLOG = 128
+_PART_BYTES = 65_536  # of a long body handed to the connection at once
+_SLICE_NS = int(ADMIN_SLICE_MS * MS)
+_log = logging.getLogger("agentd.admin")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -194,11 +205,11 @@ def _is_admitted(sock: socket.socket, uid: int, gid: int) -> bool:
     return wanted in struct.unpack(f"{len(raw) // 4}I", raw)
 
 
-def fields(response: Response) -> list[tuple[str, str]]:
-    """The header fields of an answer; every connection ends after it."""
+def fields(response: Response, size: int | None = None) -> list[tuple[str, str]]:
+    """The header fields of an answer, whose body has `size` bytes; every connection ends after it."""
     return [
         ("content-type", response.content_type),
-        ("content-length", str(len(response.body))),
+        ("content-length", str(len(response.body) if size is None else size)),
         ("cache-control", "no-store"),
         ("x-content-type-options", "nosniff"),
         ("connection", "close"),
@@ -212,8 +223,9 @@ def fields(response: Response) -> list[tuple[str, str]]:
 class App:
     """ASGI around `Admin.handle`: collect the body, answer."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self, admin: Admin, clock: Callable[[], int] = now_ns) -> None:
         self._admin = admin
+        self._pages = Pages(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
@@ -235,9 +247,74 @@ class App:
             is_gone=state["is_gone"],
         )
         response = self._admin.handle(request)
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields(response)]
+        if response.later is not None:
+            response = await self._admin.finish(response.later)
+        parts = [response.body]
+        if response.pieces is not None:
+            try:
+                parts = await self._pages.made(request.path, response.pieces)
+            except Exception:
+                _log.exception("admin request failed: %s %s", request.method, request.path[:200])
+                response = problem(500, "internal error; the log has the details")
+                parts = [response.body]
+        size = sum(len(part) for part in parts)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields(response, size)]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+class _Page(NamedTuple):
+    path: str
+    began_ns: int
+    parts: list[bytes]
+
+
+class Pages:
+    """Makes long bodies a little at a time, one after the other: agentd's loop turns after each ADMIN_SLICE_MS.
+
+    Whoever asks while another's page is made gets one that was begun after he asked, together with all who wait:
+    however many ask at once, two are made, and no more than one is made at a time.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._one_at_a_time = asyncio.Lock()
+        self._waiting = 0
+        self._page: _Page | None = None
+
+    async def made(self, path: str, pieces: Iterator[bytes]) -> list[bytes]:
+        """The pieces, put together to parts of some 64 KiB."""
+        asked_ns = self._clock()
+        self._waiting += 1
+        try:
+            async with self._one_at_a_time:
+                page = self._page
+                if page is None or page.path != path or page.began_ns < asked_ns:
+                    page = self._page = _Page(path, self._clock(), await self._make(pieces))
+                return page.parts
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._page = None  # megabytes
+
+    async def _make(self, pieces: Iterator[bytes]) -> list[bytes]:
+        parts: list[bytes] = []
+        part: list[bytes] = []
+        size = 0
+        until_ns = self._clock() + _SLICE_NS
+        for piece in pieces:
+            part.append(piece)
+            size += len(piece)
+            if size >= _PART_BYTES:
+                parts.append(b"".join(part))
+                part, size = [], 0
+            if self._clock() >= until_ns:
+                await asyncio.sleep(0)
+                until_ns = self._clock() + _SLICE_NS
+        parts.append(b"".join(part))
+        return parts
 
 
 class _Server(uvicorn.Server):

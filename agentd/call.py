@@ -130,6 +130,9 @@ class Instance(Protocol):
     pins          exchanges pinned here. Kept by the lane; start with 0
     is_live       between lane.instance_up and lane.instance_down. Kept by the lane; start with False
     is_paused, is_draining   no new exchanges; pinned ones go on. The transport sets them, then lane.woken()
+    owes          0: trusted; else it let a call time out: 1 = it may have one call at a time, more = so many signs
+                  of life before it may. Set by the pool, eased by the transport (Pool.let_down); start with 0
+    debt          what it owes after its next failed trial, half of it. Kept by the pool; start with 0
     health        healthy, degraded, draining or unhealthy; load 0..1: both weigh in the choice of instance
     """
 
@@ -142,6 +145,8 @@ class Instance(Protocol):
     is_draining: bool
     health: str
     load: float
+    owes: int
+    debt: int
 
     def send(self, call: Call) -> bool:
         """Hand the call over; False = its socket or byte budget is full (nothing was sent)."""

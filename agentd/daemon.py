@@ -5,10 +5,11 @@
       -> audit sink, dispatcher with its lanes
       -> agentd.seg with the forced-open breakers of the last run
       -> workers' socket, agents' transports, admin API -> READY=1
+    SIGHUP, POST /api/reload: agentd/reload.py reads, agentd/takeover.py brings it into force
     SIGTERM: no new exchanges, DRAIN and BYE to the agents -> transports, workers' socket, segment, audit
 
-Owns every task, timer and signal handler of agentd: one task for the admin API, one timer for all
-deadlines, one for the heartbeat. What an event, an agent or an admin request means is decided elsewhere.
+Owns every task, timer and signal handler of agentd: one task for the admin API, one for reloads, one timer
+for all deadlines, one for the heartbeat. What an event, an agent or an admin request means is decided elsewhere.
 
 Kind: IO.
 """
@@ -27,18 +28,29 @@ import zmq
 
 from agentd.admin import Admin
 from agentd.admin_http import AdminServer, address_of, bind_tcp, bind_unix
-from agentd.audit.file import FileSink
+from agentd.alarm import ReadFirst
+from agentd.audit.outlet import Outlet
 from agentd.dispatcher import Dispatcher
+from agentd.drains import Drains
 from agentd.health import HealthSource, LoopLag
 from agentd.ingress import Ingress
 from agentd.operations import Operations, latency_of
 from agentd.peers import MemoryGuard
 from agentd.publish import Publisher
+from agentd.reload import Fresh, Reloading
+from agentd.takeover import Takeover, sink_of
 from agentd.transport.zmq_dealer import V2Transport
 from agentd.transport.zmq_rep import V1Transport
 from shared.clock import MS, S, now_ns
 from shared.config.load import Loaded
-from shared.defaults import AGENTD_BEAT_MS, AUDIT_STOP_S, DRAIN_DEADLINE_MS, HEALTH_LOOK_SHARE
+from shared.defaults import (
+    AGENTD_BEAT_MS,
+    AGENTD_STALE_MS,
+    AUDIT_STOP_S,
+    DRAIN_DEADLINE_MS,
+    HEALTH_LOOK_SHARE,
+    MEMORY_LOOK_MS,
+)
 from shared.errors import WardgateError
 from shared.notify import Notify
 from shared.runtime import Runtime
@@ -54,16 +66,26 @@ class Daemon:
     """One life of agentd. The caller holds the runtime directory's lock."""
 
     def __init__(
-        self, loaded: Loaded, runtime: Runtime, token: str, notify: Notify, clock: Callable[[], int] = now_ns
+        self,
+        loaded: Loaded,
+        runtime: Runtime,
+        token: str,
+        notify: Notify,
+        read: Callable[[], Fresh],
+        clock: Callable[[], int] = now_ns,
     ) -> None:
         self._loaded = loaded
         self._runtime = runtime
         self._token = token
+        self._read = read  # the configuration again, for a reload; called in a thread
         self._notify = notify
         self._clock = clock
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
+        self._memory_timer: asyncio.TimerHandle | None = None
         self._beat_due_ns = 0
+        self._alarm_due_ns = 0
+        self._read_first = ReadFirst()
         self._look_due_ns = 0
         self._watchdog_due_ns = 0
         self._audit_lost = 0
@@ -89,9 +111,11 @@ class Daemon:
 
     async def _serve(self) -> int:
         serving = self._loop.create_task(self._admin.serve(), name="admin")
+        reloading = self._loop.create_task(self._reloading.run(), name="reload")
         stopping = self._loop.create_task(self._is_told_to_stop.wait(), name="stop")
         try:
             self._beat()
+            self._look_at_memory()
             self._notify.ready(self._status())
             _log.info("agentd is ready", extra={"pid": os.getpid(), "runtime_dir": self._runtime.dir})
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -103,6 +127,9 @@ class Daemon:
             stopping.cancel()
             self._admin.stop()
             await serving
+            reloading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reloading
 
     # --- building ----------------------------------------------------------------------------------
 
@@ -114,13 +141,11 @@ class Daemon:
         unix = stack.enter_context(bind_unix(runtime.admin_socket))
         stack.callback(_unlink, runtime.admin_socket)
         self._announce(tcp, stack)
-        self._sink = FileSink(config.audit.path) if "file" in config.audit.sinks else None
-        if self._sink is not None:
-            self._sink.start()
-            stack.callback(self._close_sink, self._sink)
+        self._outlet = Outlet(sink_of(config.audit))
+        stack.callback(self._close_sink)
         nonce = os.urandom(4).hex()
         self._dispatcher = Dispatcher(
-            f"{nonce}-", clock, self._arm, self._audit, on_breaker=self._breaker_moved, on_lanes=self._lanes_moved
+            f"{nonce}-", clock, self._arm, self._audit, on_breaker=self._breaker_moved, on_lanes=self._lanes_changed
         )
         stack.callback(self._disarm)
         self._dispatcher.configure(config.agents)
@@ -131,8 +156,9 @@ class Daemon:
             stack.callback(context.destroy, 0)
         guard, moved, agents = MemoryGuard(), self._lanes_moved, config.agents
         self._v2 = V2Transport(
-            for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved
-        )
+            for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved,
+            hwm=config.runtime.agent_hwm,
+        )  # fmt: skip
         self._v1 = V1Transport(for_agents, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
         writer = AgentdWriter.create(runtime.agentd_segment, loaded.digest)
         registry = self._v2.registry
@@ -153,6 +179,7 @@ class Daemon:
             self._put_audit,
             nonce=nonce,
             config_digest=loaded.digest,
+            hwm=config.runtime.hop_hwm,
         )
         stack.callback(_unlink, runtime.workers_socket)  # libzmq leaves it
         stack.callback(self._ingress.close)
@@ -168,10 +195,11 @@ class Daemon:
             version,
             lambda: self._publisher.rows,
             self._proxy,
-            self._sink,
+            self._outlet,
             self._lag,
             latency_of(lanes),
             lambda: self._publisher.problem,
+            lambda: writer.reload,
             clock=clock,
         )
         self._state = Operations(
@@ -179,13 +207,23 @@ class Daemon:
             registry,
             self._publisher,
             self._health,
-            self._sink,
+            self._outlet,
             self._ingress,
             self._proxy,
             version,
             clock,
+            self._v2,
         )
-        self._admin = AdminServer(Admin(self._state, self._token), [*tcp, unix])
+        rules = Admin(self._state, self._token)
+        self._takeover = Takeover(
+            loaded, self._dispatcher, self._v2, self._v1, self._publisher, writer, self._ingress, self._health,
+            rules, self._outlet, self._proxy, clock=clock,
+        )  # fmt: skip
+        self._reloading = Reloading(
+            self._takeover, self._read, writer, self._proxy, self._notify, self._state.audit_change
+        )
+        self._state.attach(self._reloading, Drains(lanes, self._v2, clock))
+        self._admin = AdminServer(rules, [*tcp, unix])
 
     def _announce(self, tcp: list[socket.socket], stack: contextlib.ExitStack) -> None:
         """The addresses as bound: port 0 of the configuration is a real one here."""
@@ -210,12 +248,13 @@ class Daemon:
         _log.info("%s: stopping", name)
 
     def _told_to_reload(self) -> None:
-        _log.warning("SIGHUP: a reload of the configuration is not supported yet; restart agentd")
+        _log.info("SIGHUP: reloading")
+        self._reloading.ask()
 
     def _told_to_reopen(self) -> None:
-        if self._sink is not None:
-            self._sink.reopen()
-            _log.info("SIGUSR1: the audit file is opened anew", extra={"path": self._sink.path})
+        path = self._outlet.reopen()
+        if path:
+            _log.info("SIGUSR1: the audit file is opened anew", extra={"path": path})
 
     async def _drain(self) -> None:
         """DRAIN and BYE to the agents; a second signal ends the patience."""
@@ -248,25 +287,32 @@ class Daemon:
         """The dispatcher's alarm: ring then, and not at the time armed before."""
         if self._deadline_timer is not None:
             self._deadline_timer.cancel()
+        self._alarm_due_ns = deadline_ns
         # The loop counts in whole milliseconds: rounded up, or it would ring before the deadline, for nothing.
         delay_ms = -((self._clock() - deadline_ns) // MS)
         self._deadline_timer = self._loop.call_later(max(0, delay_ms) / 1000, self._ring)
 
     def _ring(self) -> None:
+        now = self._clock()
+        wait_ms = self._read_first.wait_ms(self._alarm_due_ns, now)
+        if wait_ms:
+            self._deadline_timer = self._loop.call_later(wait_ms / 1000, self._ring)
+            return
         self._deadline_timer = None
-        self._dispatcher.expire(self._clock())
+        self._dispatcher.expire(now)
 
     def _beat(self) -> None:
         """Every AGENTD_BEAT_MS, from the loop: it turns."""
         now = self._clock()
-        if self._beat_due_ns:
-            self._lag.add(max(0, now - self._beat_due_ns), now)
+        lag_ns = max(0, now - self._beat_due_ns) if self._beat_due_ns else 0
+        self._lag.add(lag_ns, now)
         self._beat_due_ns = now + AGENTD_BEAT_MS * MS
         self._beat_timer = self._loop.call_later(AGENTD_BEAT_MS / 1000, self._beat)
         if self._writer is not None:
             self._writer.beat(now)
-        self._v2.on_time(now)
-        self._v1.on_time(now)
+        if lag_ns < AGENTD_STALE_MS * MS:  # else we were away, not the agents: what they said is read first
+            self._v2.on_time(now)
+            self._v1.on_time(now)
         self._publisher.refresh()
         if self._notify.watchdog_s is not None and now >= self._watchdog_due_ns:
             self._watchdog_due_ns = now + int(self._notify.watchdog_s * S / 2)
@@ -275,10 +321,15 @@ class Daemon:
             self._look_due_ns = NEVER_NS  # whatever it raises, not again in 100 ms
             self._look(now)
 
+    def _look_at_memory(self) -> None:
+        """Every MEMORY_LOOK_MS: an agent's endless message grows five times a beat's worth of it unseen otherwise."""
+        self._memory_timer = self._loop.call_later(MEMORY_LOOK_MS / 1000, self._look_at_memory)
+        self._v2.guard.look(self._clock())
+
     def _look(self, now: int) -> None:
         """About once a second: agentd's own state into the segment, the proxy's new segment, what logs hold back."""
         self._ingress.tick(now)
-        _, lost, queued = self._sink.numbers() if self._sink is not None else (0, 0, 0)
+        _, lost, queued = self._outlet.numbers()
         if lost != self._audit_lost:
             _log.warning("audit records lost", extra={"count": lost - self._audit_lost, "waiting": queued})
             self._audit_lost = lost
@@ -304,7 +355,7 @@ class Daemon:
         return f"{live} of {len(lanes)} agents live, {len(self._dispatcher.workers)} workers"
 
     def _disarm(self) -> None:
-        for timer in (self._deadline_timer, self._beat_timer):
+        for timer in (self._deadline_timer, self._beat_timer, self._memory_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -323,12 +374,17 @@ class Daemon:
     def _audit(self, record: audit.AuditRecord) -> None:
         self._state.put_audit(record)
 
-    def _put_audit(self, record: bytes) -> None:
-        if self._sink is not None:
-            self._sink.put(record)
+    def _lanes_changed(self) -> None:
+        """Some came or went; what went is asked by nobody any more."""
+        self._lanes_moved()
+        if hasattr(self, "_takeover"):
+            self._loop.call_soon(self._takeover.forget_gone)
 
-    def _close_sink(self, sink: FileSink) -> None:
-        left = sink.stop(AUDIT_STOP_S)
+    def _put_audit(self, record: bytes) -> None:
+        self._outlet.put(record)
+
+    def _close_sink(self) -> None:
+        left = self._outlet.sink.stop(AUDIT_STOP_S) if self._outlet.sink is not None else 0
         if left:
             _log.error("audit records lost at the end: they could not be written", extra={"count": left})
 

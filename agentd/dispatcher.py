@@ -118,7 +118,7 @@ class Dispatcher:
         for name in gone:
             lane = self.lanes.pop(name)
             for instance in list(lane.pool.instances):
-                instance.close("agent is no longer configured")
+                instance.begin_drain(self._clock())  # nobody waits for it any more
         return bool(gone)
 
     def _resolve(self, worker: Worker) -> None:

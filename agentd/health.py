@@ -17,7 +17,7 @@ from shared import readiness
 from shared.clock import S, now_ns
 from shared.config.schema import Config
 from shared.defaults import LAG_SHOWN_S, MEMORY_LOW_SHARE
-from shared.segment import AgentdHealth, AgentRow, HealthStatus, ProxyView
+from shared.segment import AgentdHealth, AgentRow, HealthStatus, ProxyView, Reload
 from shared.wire.admin import Component, Health, Status
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -66,6 +66,7 @@ class HealthSource:
         lag: LoopLag,
         latency_ms: Callable[[str], float | None],
         problem: Callable[[], str],
+        reload: Callable[[], Reload] = Reload,
         *,
         clock: Callable[[], int] = now_ns,
         wall_s: Callable[[], float] = time.time,
@@ -80,8 +81,14 @@ class HealthSource:
         self._lag = lag
         self._latency_ms = latency_ms
         self._problem = problem
+        self.reload = reload
         self._clock = clock
         self._wall_s = wall_s
+
+    def configure(self, config: Config, digest: str) -> None:
+        """Another configuration is in force."""
+        self.config = config
+        self.digest = digest
 
     def report(self) -> Health:
         """Every condition with its result, in the order of the documentation."""
@@ -100,7 +107,7 @@ class HealthSource:
         components += [
             readiness.upstream_component(name, seen, now, stamp) for name in readiness.used_upstreams(config)
         ]
-        components.append(readiness.config_component(self.digest, seen, now, stamp))
+        components.append(readiness.config_component(self.digest, seen, now, stamp, self.reload()))
         components.append(self._audit(now, stamp))
         components.append(memory_component(stamp(now), [row.pid for row in seen.workers] if seen else []))
         return readiness.whole(components, self._version)

@@ -92,6 +92,7 @@ class Ingress:
         *,
         nonce: str,
         config_digest: str = "",
+        hwm: int = HOP_HWM,
     ) -> None:
         self.config_digest = config_digest
         self.messages = 0
@@ -105,7 +106,7 @@ class Ingress:
         self._nonce = nonce
         self._dirty: list[Link] = []
         self._log = log.RateLimited("agentd.ingress")
-        self._socket = _router(context)
+        self._socket = _router(context, hwm)
         own = os.getuid()
         self._peers = Peers(
             self._socket,
@@ -160,6 +161,10 @@ class Ingress:
             if peer.owner is None and not peer.is_cut and now - peer.accepted_ns > HELLO_WITHIN_MS * MS:
                 self._log.line(log.WARNING, "worker's connection cut: it did not register", peer=str(peer))
                 self._peers.cut(peer)
+
+    def local_connections(self) -> tuple[int, int, int]:
+        """(open, how many there may be, refused so far) of the workers' socket."""
+        return len(self._peers.by_fd), self._peers.max_peers, self._peers.refused
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -281,13 +286,13 @@ def _split(out: Sequence[bytes]) -> list[tuple[bytes, int]]:
     return messages
 
 
-def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
+def _router(context: "zmq.Context[zmq.Socket[bytes]]", hwm: int) -> "zmq.Socket[bytes]":
     socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     for option, value in (
         (zmq.ROUTER_MANDATORY, 1),
         (zmq.ROUTER_HANDOVER, 0),  # a routing id belongs to whoever has it
-        (zmq.SNDHWM, HOP_HWM),
-        (zmq.RCVHWM, HOP_HWM),
+        (zmq.SNDHWM, hwm),
+        (zmq.RCVHWM, hwm),
         (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
         (zmq.LINGER, 0),
         (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),

@@ -28,6 +28,7 @@ from agentd.alarm import Alarm
 from agentd.call import Call, CallState, Instance
 from agentd.ledger import Ledger
 from agentd.pool import ExchangeKey, Pool, Queue
+from agentd.rate import CallRate
 from shared.breaker import Breaker, OnChange, Refused
 from shared.config.schema import Agent
 from shared.deadlines import Deadlines
@@ -55,6 +56,7 @@ class Lane:
         "ledger",
         "name",
         "pool",
+        "rate",
         "settings",
     )
 
@@ -66,6 +68,7 @@ class Lane:
         self.pool = Pool()
         self.in_flight = 0
         self.ledger = Ledger()
+        self.rate = CallRate(settings)
         self._clock = clock
         self._alarm = alarm
         self._deadlines: Deadlines[Call] = Deadlines()
@@ -90,6 +93,9 @@ class Lane:
             self._end(call, Outcome.BREAKER_OPEN, now, "breaker is open")
             return
         call.permit = permit
+        if self.rate.bucket is not None and not self.rate.take(now):
+            self._refuse(call, Outcome.QUEUE_FULL, now, "over its rate_limit")
+            return
         self._place(call, now)
 
     def cancel(self, call: Call, reason: CancelReason, now: int) -> None:
@@ -119,15 +125,16 @@ class Lane:
         """Its deadline is here: blamed if it was sent, not if it never left our queue."""
         if call.state is _QUEUED:
             self._queue.remove(call)
-            if call.permit is not None:
-                call.permit.release(now)
-            self._end(call, Outcome.TIMEOUT, now, "timed out in the queue")
+            self._refuse(call, Outcome.TIMEOUT, now, "timed out in the queue")
             return
         if call.state is not _SENT:
             return
         instance = call.instance
         assert instance is not None
         self._take_back(call)
+        if self.pool.let_down(instance) and call.permit is not None:  # its first timeout has told the breaker
+            call.permit.release(now)
+            call.permit = None
         call.state = _ENDED  # the transport may take the whole instance down now
         instance.cancel(call, CancelReason.TIMEOUT)
         self._finish(call, Outcome.TIMEOUT, now, "no answer in time")
@@ -234,7 +241,7 @@ class Lane:
 
     def configure(self, settings: Agent, now: int) -> None:
         """Other numbers, at once; calls under way keep theirs."""
-        self.settings = settings
+        self.settings = self.rate.configure(settings)
         self.is_configured = True
         self.breaker.configure(settings.circuit_breaker)
         self._wake(now)
@@ -313,6 +320,8 @@ class Lane:
             outcome, message = Outcome.DISCONNECTED, "no live instance"
         elif call.exchange_key is not None and not self._follow_pin(call):
             outcome, message = Outcome.DISCONNECTED, "the request's instance is gone"
+        elif self.rate.bucket is not None and not self.rate.take(now):
+            message = "over its rate_limit"
         elif not self._queue.length and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now):
             return
         self._end(call, outcome, now, message)

@@ -11,18 +11,22 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
 import msgspec
 
 from agentd.dispatcher import Dispatcher
-from agentd.exporter import CONTENT_TYPE, AgentdStats, AgentStats, Sources, render
+from agentd.drains import Drains
+from agentd.exporter import CONTENT_TYPE, Sources, pieces
 from agentd.health import HealthSource
 from agentd.lane import Lane
+from agentd.limits import LimitDesk
 from agentd.publish import Publisher
-from agentd.registry import Registry
+from agentd.registry import Registry, Seat
+from agentd.reload import Reloading
+from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding
 from shared import readiness
 from shared.clock import MS, S
 from shared.config.schema import CircuitBreaker
@@ -46,12 +50,31 @@ class Sink(Protocol):
     def numbers(self) -> tuple[int, int, int]:
         """(written, dropped, queued)."""
 
+    def room(self) -> tuple[int, int, int]:
+        """(bytes queued, how many records and how many bytes may be)."""
+
 
 class Ingress(Protocol):
     """The workers' socket, as far as its counters go."""
 
     messages: int
     malformed: int
+    unknown: int
+    replies_dropped: int
+
+    def local_connections(self) -> tuple[int, int, int]:
+        """(open, how many there may be, refused)."""
+
+
+class Agents(Protocol):
+    """The agents' socket, as far as its counters go."""
+
+    def local_connections(self) -> tuple[int, int, int]:
+        """(open, how many there may be, refused)."""
+
+    @property
+    def memory_cuts(self) -> int:
+        """Connections cut because of a message without end."""
 
 
 class Operations:
@@ -68,7 +91,10 @@ class Operations:
         proxy: ProxyView,
         version: str,
         clock: Callable[[], int],
+        agents: Agents,
     ) -> None:
+        self._sockets = agents
+        self._hop_hwm = health.config.runtime.hop_hwm  # as the sockets were made
         self._dispatcher = dispatcher
         self._registry = registry
         self._publisher = publisher
@@ -78,7 +104,10 @@ class Operations:
         self._version = version
         self._clock = clock
         self._since_ns = clock()
+        self._limits = LimitDesk(dispatcher.lanes, proxy, lambda: health.config, clock)
         self.refused_ops: Counter[str] = Counter()  # header operations that were not applied, by agent
+        self._reloading: Reloading | None = None
+        self._drains: Drains | None = None
         self._sources = Sources(proxy, self.stats)
 
     # --- seeing ------------------------------------------------------------------------------------
@@ -91,13 +120,17 @@ class Operations:
         """A sign of life."""
         return wire.Live("live", os.getpid(), round((self._clock() - self._since_ns) / S, 3))
 
-    def metrics(self, accept: str) -> tuple[str, bytes]:
+    def metrics(self, accept: str) -> tuple[str, Iterator[bytes]]:
         """Content type and exposition. `accept` is not looked at: every scraper takes the plain format."""
-        return CONTENT_TYPE, render(self._sources)
+        return CONTENT_TYPE, pieces(self._sources)
 
     def agents(self) -> wire.Agents:
         """Every lane, those of the configuration first."""
-        return wire.Agents(tuple(self._agent(lane) for lane in self._dispatcher.lanes.values()))
+        return wire.Agents(tuple(self.each_agent()))
+
+    def each_agent(self) -> Iterator[wire.Agent]:
+        """The same, one a step."""
+        return map(self._agent, list(self._dispatcher.lanes.values()))
 
     def breakers(self) -> tuple[wire.Breaker, ...]:
         """Every lane's breaker."""
@@ -105,31 +138,58 @@ class Operations:
 
     def stats(self) -> AgentdStats:
         """For the exporter."""
-        now = self._clock()
         written, dropped, queued = self._sink.numbers() if self._sink is not None else (0, 0, 0)
-        agents = []
-        for lane in self._dispatcher.lanes.values():
-            seat = self._registry.seats.get(lane.name)
-            agents.append(
-                AgentStats.of_lane(
-                    lane.snapshot(now),
-                    garbage=seat.garbage if seat is not None else 0,
-                    refused_ops=self.refused_ops[lane.name],
-                    reported=seat.reported if seat is not None else None,
-                )
-            )
+        queued_bytes, max_records, max_bytes = self._sink.room() if self._sink is not None else (0, 0, 0)
+        workers = self._dispatcher.workers.values()
         return AgentdStats(
-            agents=agents,
+            agents=self._one_by_one(),
             config_digest=self._health.digest,
+            reload=self._health.reload(),
             version=self._version,
-            workers=len(self._dispatcher.workers),
+            workers=len(workers),
+            events_pending=self._dispatcher.awaited,
+            exchanges_open=sum(len(worker.exchanges) for worker in workers),
             ingress_messages=self._ingress.messages,
             ingress_malformed=self._ingress.malformed,
+            ingress_unknown=self._ingress.unknown,
+            replies_dropped=self._ingress.replies_dropped,
+            hop_hwm=self._hop_hwm,
+            client_buffer_bytes=self._health.config.server.connection_buffer_bytes,
+            local={
+                "workers": Bound(*self._ingress.local_connections()),
+                "agents": Bound(*self._sockets.local_connections()),
+            },
+            memory_cuts=self._sockets.memory_cuts,
             audit_written=written,
-            audit_dropped=dropped,
-            audit_queued=queued,
+            audit_queued=Bound(queued, max_records, dropped),
+            audit_bytes=Bound(queued_bytes, max_bytes),
             sessions_refused=self._registry.refused,
         )
+
+    def _one_by_one(self) -> Iterator[AgentStats | None]:
+        """An agent a step; those of which many instances report metrics take several."""
+        for lane in list(self._dispatcher.lanes.values()):
+            seat = self._registry.seats.get(lane.name)
+            settings = lane.settings
+            if seat is None:
+                yield AgentStats.of_lane(
+                    lane.snapshot(self._clock()),
+                    refused_ops=self.refused_ops[lane.name],
+                    instances_limit=settings.connections if settings.protocol == "zmq-v1" else 0,
+                )
+                continue
+            reported = yield from seat.reported.adding_up()
+            sessions = seat.sessions.values()
+            yield AgentStats.of_lane(
+                lane.snapshot(self._clock()),
+                garbage=seat.garbage,
+                refused_ops=self.refused_ops[lane.name],
+                instances_limit=settings.max_instances,
+                outstanding_bytes=_outstanding([s.unread_bytes for s in sessions], settings.max_outstanding_bytes),
+                outstanding_messages=_outstanding([s.unread_messages for s in sessions], seat.hwm),
+                sends_refused=dict(seat.sends_refused),
+                reported=reported,
+            )
 
     def _agent(self, lane: Lane) -> wire.Agent:
         row = lane.snapshot(self._clock())
@@ -142,6 +202,7 @@ class Operations:
         else:
             events = tuple(kind.wire_name for kind in SUPPORTED)
         config = self._health.config
+        seat = self._registry.seats.get(lane.name)
         return wire.Agent(
             name=lane.name,
             protocol=settings.protocol,
@@ -160,12 +221,33 @@ class Operations:
             late_verdicts=row["late_verdicts"],
             p50_ms=percentile_ms(row["duration_buckets"], 0.5),
             p99_ms=percentile_ms(row["duration_buckets"], 0.99),
-            instances=tuple(msgspec.convert(instance, wire.Instance) for instance in row["instances"]),
+            instances=tuple(_instance(instance, seat) for instance in row["instances"]),
             last_calls=tuple(_last_call(call) for call in row["last_calls"]),
+            max_instances=settings.max_instances if seat is not None else settings.connections,
+            max_outstanding_bytes=settings.max_outstanding_bytes if seat is not None else 0,
+            max_outstanding_messages=seat.hwm if seat is not None else 0,
+            sends_refused=dict(seat.sends_refused) if seat is not None else {},
+            garbage=seat.garbage if seat is not None else 0,
+            refused_ops=self.refused_ops[lane.name],
         )
 
     def _breaker(self, lane: Lane) -> wire.Breaker:
         return msgspec.convert({"agent": lane.name, **lane.breaker.snapshot(self._clock())}, wire.Breaker)
+
+    def attach(self, reloading: Reloading, drains: Drains) -> None:
+        """What is made after us."""
+        self._reloading = reloading
+        self._drains = drains
+
+    def reloads(self) -> wire.Reloads:
+        """How both daemons' went."""
+        assert self._reloading is not None
+        return self._reloading.all()
+
+    def drains(self) -> wire.Drains:
+        """The last ones."""
+        assert self._drains is not None
+        return self._drains.rows()
 
     # --- changing ----------------------------------------------------------------------------------
 
@@ -186,6 +268,33 @@ class Operations:
         if action != "set":
             self._publisher.keep()
         return self._breaker(lane)
+
+    def limits(self) -> wire.Limits:
+        """Every limit."""
+        return self._limits.limits()
+
+    def overrides(self) -> wire.Overrides:
+        """What differs from the configuration."""
+        return self._limits.overrides()
+
+    def change_limit(self, name: str, action: wire.LimitAction, change: wire.LimitChange) -> wire.Limit:
+        """In effect in all workers when this returns."""
+        return self._limits.change(name, action, change)
+
+    def reload(self, who: str) -> Awaitable[wire.Reload]:
+        """Ends with it, or when that takes long."""
+        assert self._reloading is not None
+        return self._reloading.answer(self._reloading.ask(who))
+
+    def reload_proxy(self) -> wire.Reload:
+        """Told to; how it was before."""
+        assert self._reloading is not None
+        return self._reloading.tell_proxy()
+
+    def drain(self, agent: str, request: wire.DrainRequest) -> wire.Drains:
+        """Begun when this returns."""
+        assert self._drains is not None
+        return self._drains.begin(agent, request)
 
     def put_audit(self, record: audit.AuditRecord) -> None:
         """A decided event that an auditor wants to know of."""
@@ -208,6 +317,23 @@ class Operations:
             agents=[entry],
         )
         self.put_audit(record)
+
+
+def _instance(row: Mapping[str, Any], seat: Seat | None) -> wire.Instance:
+    session = seat.sessions.get(row["name"]) if seat is not None else None
+    if session is not None:
+        row = {
+            **row,
+            "session": session.session_id,
+            "outstanding_bytes": session.unread_bytes,
+            "outstanding_messages": session.unread_messages,
+            "sends_refused": session.sends_refused,
+        }
+    return msgspec.convert(row, wire.Instance)
+
+
+def _outstanding(of_instances: Sequence[int], limit: int) -> Outstanding:
+    return Outstanding(sum(of_instances), max(of_instances, default=0), limit)
 
 
 def latency_of(lanes: Mapping[str, Lane]) -> Callable[[str], float | None]:

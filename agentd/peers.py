@@ -21,19 +21,27 @@ Nothing about verbs, sessions or workers may be put here. A TCP listener would n
 Kind: IO.
 """
 
+import ctypes
 import fcntl
 import os
 import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zmq
 
 from shared.clock import MS, now_ns
-from shared.defaults import AGENT_LOOK_MS, AGENT_PEERS_MAX, MEMORY_QUIET_MS, MEMORY_SLACK_BYTES, PEER_EVENTS_HWM
+from shared.defaults import (
+    AGENT_LOOK_MS,
+    AGENT_PEERS_MAX,
+    MEMORY_QUIET_MS,
+    MEMORY_SETTLE_MS,
+    MEMORY_SLACK_BYTES,
+    PEER_EVENTS_HWM,
+)
 from shared.pump import Pump
 
 _EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3): u16 event, i32 value (here: the fd)
@@ -131,7 +139,7 @@ class Peers:
         self._may_connect = may_connect
         self._on_gone = on_gone
         self._on_refused = on_refused
-        self._max_peers = max_peers
+        self.max_peers = max_peers
         self._clock = clock
         self._router = router
         endpoint = f"inproc://peers-{id(router):x}"
@@ -177,10 +185,6 @@ class Peers:
             except OSError:
                 pass  # it has just ended by itself
 
-    def unread_bytes(self, peer: Peer) -> int:
-        """What the kernel holds of its bytes that libzmq has not read yet."""
-        return unread_bytes(peer.fd, peer.inode)
-
     def close(self) -> None:
         """Stop watching; the caller closes the ROUTER next."""
         self.catch_up()  # with a full queue libzmq's I/O thread would hold the lock that the next line takes
@@ -211,7 +215,7 @@ class Peers:
             peer = self._identify(fd, connection)
             if peer is None:
                 return
-            if len(self.by_fd) >= self._max_peers:
+            if len(self.by_fd) >= self.max_peers:
                 reason = "too many connections"
             elif not self._may_connect(peer.uid):
                 reason = "no agent or worker may run as this user"
@@ -251,6 +255,7 @@ class Suspect(NamedTuple):
     unread_bytes: int
     last_seen_ns: int
     cut: Callable[[], None]
+    who: Hashable  # the same at each look
 
 
 def resident_bytes() -> int:
@@ -259,16 +264,25 @@ def resident_bytes() -> int:
         return int(file.read(128).split()[1]) * _PAGE
 
 
+def trim() -> None:
+    """Give the kernel back what was freed: glibc keeps it, above all in the arena of libzmq's I/O thread."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
 class MemoryGuard:
     """Finds peers in the middle of a multipart message that never ends.
 
     libzmq shows a message only when it is whole, and its size limit is per frame: 619 MiB seen in three
-    seconds (2026-11). What it costs shows in the RSS alone; who it is shows in the kernel's
-    receive queue (never empty) and in that no whole message has come for a while. Growth for which no
-    such peer is found is ours, and becomes the new ground.
+    seconds (2026-11). What it costs shows in the RSS alone; who it is shows in the kernel's receive queue
+    (not empty) and in that no whole message has come since we began to look. We begin at half the slack, so
+    that a good peer's time does not count from its last message but from the large one that it is sending;
+    beyond the slack the one that has been at it longest is cut, beyond twice the slack all of them are.
+    Growth for which no such peer is found for a while is ours, and becomes the new ground.
     """
 
     def __init__(
@@ -277,13 +291,19 @@ class MemoryGuard:
         slack_bytes: int = MEMORY_SLACK_BYTES,
         rss_bytes: Callable[[], int] = resident_bytes,
         accounted_bytes: Callable[[], int] = lambda: 0,
+        give_back: Callable[[], None] = trim,
     ) -> None:
         self.cuts = 0
         self._slack = slack_bytes
         self._rss = rss_bytes
         self._accounted = accounted_bytes
+        self._give_back = give_back
         self._ground = 0
         self._looked_ns = 0
+        self._over_ns = 0  # since when there is more than the slack and nobody to be blamed; 0 = there is not
+        self._cut_ns = 0
+        self._cut_level = 0  # at the latest cut; 0 = what it freed was given back
+        self._busy: dict[Hashable, tuple[int, int]] = {}  # under way: (its last message then, since when)
         self._sources: list[Callable[[], Iterable[Suspect]]] = []
 
     def watch(self, source: Callable[[], Iterable[Suspect]]) -> None:
@@ -295,25 +315,57 @@ class MemoryGuard:
         self._sources.remove(source)
 
     def look(self, now: int) -> None:
-        """Call it every AGENT_LOOK_MS."""
+        """Call it every MEMORY_LOOK_MS: it reads one number of the kernel's, unless that has grown."""
         late = now - self._looked_ns > 3 * AGENT_LOOK_MS * MS
         self._looked_ns = now
         level = self._rss() - self._accounted()
+        if self._cut_level and now - self._cut_ns >= MEMORY_QUIET_MS * MS:
+            self._cut_level = 0
+            self._give_back()
+            level = self._rss() - self._accounted()
         if level < self._ground or not self._ground:
             self._ground = level
-        if level - self._ground <= self._slack:
+        growth = level - self._ground
+        if growth <= self._slack // 2:
+            self._busy.clear()
+            self._over_ns = 0
             return
         if late:
-            return  # we stood still ourselves: everybody's last message looks old, and unread bytes are our doing
-        quiet_before = now - MEMORY_QUIET_MS * MS
-        found = [
-            suspect
-            for source in self._sources
-            for suspect in source()
-            if suspect.last_seen_ns <= quiet_before and suspect.unread_bytes
-        ]
-        for suspect in found:
-            suspect.cut()
-        self.cuts += len(found)
-        if not found:
+            self._busy.clear()
+            return  # we stood still ourselves: unread bytes are our doing
+        suspects = self._long_busy(now)
+        if growth <= self._slack:
+            return
+        if self._cut_level and level - self._cut_level <= self._slack // 4:
+            return  # what the latest cut freed is on its way
+        if suspects:
+            self._cut(suspects if growth > 2 * self._slack else suspects[:1], now, level)
+        elif not self._over_ns:
+            self._over_ns = now
+        elif now - self._over_ns >= MEMORY_SETTLE_MS * MS:
+            self._over_ns = 0
             self._ground = level
+
+    def _long_busy(self, now: int) -> list[Suspect]:
+        """Who has had a message under way for MEMORY_QUIET_MS, the longest first."""
+        before, self._busy = self._busy, {}
+        found = []
+        for source in self._sources:
+            for suspect in source():
+                seen_ns, since_ns = before.get(suspect.who, (0, 0))
+                if seen_ns != suspect.last_seen_ns:
+                    if not suspect.unread_bytes:
+                        continue
+                    since_ns = now
+                self._busy[suspect.who] = suspect.last_seen_ns, since_ns
+                if suspect.unread_bytes and now - since_ns >= MEMORY_QUIET_MS * MS:
+                    found.append((since_ns, suspect))
+        found.sort(key=lambda one: one[0])
+        return [suspect for _, suspect in found]
+
+    def _cut(self, suspects: Sequence[Suspect], now: int, level: int) -> None:
+        for suspect in suspects:
+            self._busy.pop(suspect.who, None)
+            suspect.cut()
+        self.cuts += len(suspects)
+        self._cut_ns, self._cut_level, self._over_ns = now, level, 0

@@ -4,6 +4,11 @@ An exchange stays with the instance that got its first event (it may keep state 
 one goes, the exchange is not moved, nor picked up again when the instance comes back. For everything else
 the least busy one is chosen, healthy before degraded before unhealthy, in turn where that is a tie.
 
+An instance that let a call time out looks idle, since the call's permit is back. It is asked only when nobody else
+can be, until it shows that it lives (a PONG, a late verdict); then with one call at a time until it gives a verdict
+in time. Each trial that fails doubles the signs of life asked for, up to OWES_MAX: one that answers pings and
+nothing else costs its agent a call every half minute.
+
 Kind: pure.
 """
 
@@ -11,11 +16,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from agentd.call import Call, Instance
+from shared.defaults import OWES_MAX
 
 ExchangeKey = tuple[bytes, int]  # worker identity, exchange id
 
 # What HEALTH said; whoever said draining gets nothing new, like one that is_draining.
 _RANK: Final[Mapping[str, float]] = {"healthy": 0.0, "degraded": 10.0, "unhealthy": 20.0}
+_AVOIDED = 100.0
 
 
 class Pool:
@@ -60,9 +67,24 @@ class Pool:
             if not is_free(instance) or instance in without:
                 continue
             score = _RANK.get(instance.health, 20.0) + len(instance.calls) / instance.limit + instance.load
+            if instance.owes and (instance.owes > 1 or instance.calls):
+                score += _AVOIDED
             if best is None or score < best_score:
                 best, best_score = instance, score
         return best
+
+    def let_down(self, instance: Instance) -> bool:
+        """A call to it timed out. True = it was known to hang, and others are trusted: nothing new about the agent."""
+        owes = instance.owes
+        if owes > 1:
+            pass
+        elif owes:
+            instance.debt = min(2 * instance.debt, OWES_MAX)
+            instance.owes = instance.debt + 1
+        else:
+            instance.debt, instance.owes = 1, 2
+            return False
+        return any(not other.owes for other in self.instances)
 
     def pin(self, key: ExchangeKey, instance: Instance) -> None:
         """The exchange's events go to this instance from now on; the first pin stays."""

@@ -113,6 +113,8 @@ class Publisher:
     def keep(self) -> None:
         """Write down which breakers are forced open now."""
         forced = [name for name, lane in self._lanes.items() if lane.breaker.state is BreakerState.FORCED_OPEN]
+        # A reload may have taken an agent away for a while: what was said of it holds when it is back.
+        forced += [name for name in self.kept() if name not in self._lanes]
         draft = f"{self._file}.new"
         try:
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

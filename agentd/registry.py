@@ -1,7 +1,7 @@
 """Who may register as which agent, and who has: seats, one per configured v2 agent, and their sessions.
 
     HELLO --judge--> Seat, or why not      (name, user, events: what the configuration says)
-    proved --admit--> the session that it replaces, or why not      (one per instance name, MAX_SESSIONS_PER_AGENT)
+    proved --admit--> the session that it replaces, or why not      (one per instance name, max_instances)
 
 A user is who the kernel says it is (agentd/peers.py), never who a message says. What is said to whom
 in which order stands in shared/wire/session.py, the socket is agentd/transport/zmq_dealer.py's.
@@ -13,17 +13,17 @@ import hashlib
 import hmac
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentd.exporter import Reported
 from agentd.lane import Lane
+from agentd.reported import Reported
 from agentd.transport.verdicts import VerdictReader
 from shared import log
 from shared.config.host import uid_of
 from shared.config.schema import Agent
 from shared.config.secrets import read_secret
-from shared.defaults import BAD_PEER_RETRY_MS, HELLO_RETRY_MS, MAX_SESSIONS_PER_AGENT
+from shared.defaults import AGENT_HWM, BAD_PEER_RETRY_MS, HELLO_RETRY_MS
 from shared.events import EventKind, mask_of
 from shared.wire.agent_messages import PROTOCOL, Configuration, Hello, RefuseCode, proof
 from shared.wire.agent_zmq import encode_json
@@ -74,22 +74,26 @@ class Seat:
         "configuration",
         "garbage",
         "hello_mask",
+        "hwm",
         "lane",
         "name",
         "reader",
         "reported",
         "secret",
+        "sends_refused",
         "sessions",
         "settings",
         "uids",
     )
 
-    def __init__(self, settings: Agent, lane: Lane, own_uid: int) -> None:
+    def __init__(self, settings: Agent, lane: Lane, own_uid: int, hwm: int = AGENT_HWM) -> None:
         self.name = settings.name
         self.lane = lane
         self.sessions: dict[str, V2Session] = {}  # welcomed ones, by instance name
         self.hello_mask = 0  # events of the last HELLO that was welcomed, with SEEN; 0 = there was none
         self.garbage = 0  # messages that could not be read, verdicts for calls never sent
+        self.sends_refused: Counter[str] = Counter()  # by reason: bytes, messages, socket
+        self.hwm = hwm  # messages that an instance may leave unread
         self.reader = VerdictReader(settings.name)
         self.reported = Reported()
         self.configure(settings, own_uid)
@@ -126,7 +130,10 @@ def _uids(settings: Agent, own_uid: int) -> Iterator[int]:
 class Registry:
     """All seats. `uids`: everybody who may register as something, hence connect at all."""
 
-    def __init__(self, agents: Iterable[Agent], lanes: Mapping[str, Lane], own_uid: int | None = None) -> None:
+    def __init__(
+        self, agents: Iterable[Agent], lanes: Mapping[str, Lane], own_uid: int | None = None, hwm: int = AGENT_HWM
+    ) -> None:
+        self._hwm = hwm
         self.own_uid = os.geteuid() if own_uid is None else own_uid
         self.seats: dict[str, Seat] = {}
         self.uids: frozenset[int] = frozenset()
@@ -140,7 +147,7 @@ class Registry:
         made: dict[str, Seat] = {}
         for name, settings in wanted.items():  # all of them, before anything changes: a secret may be unreadable
             if name not in self.seats:
-                made[name] = Seat(settings, lanes[name], self.own_uid)
+                made[name] = Seat(settings, lanes[name], self.own_uid, self._hwm)
             elif settings.secret_file:
                 read_secret(settings.secret_file, f"agents.{name}.secret_file")
         gone = [seat for name, seat in self.seats.items() if name not in wanted]
@@ -148,6 +155,13 @@ class Registry:
             if name not in made:
                 self.seats[name].configure(settings, self.own_uid)
         self.seats = {name: made.get(name) or self.seats[name] for name in wanted}
+        self.uids = frozenset[int]().union(*(seat.uids for seat in self.seats.values()))
+        return gone
+
+    def drop(self, agents: Collection[str]) -> list[Seat]:
+        """These agents' seats, which are gone from now on."""
+        gone = [seat for name, seat in self.seats.items() if name in agents]
+        self.seats = {name: seat for name, seat in self.seats.items() if name not in agents}
         self.uids = frozenset[int]().union(*(seat.uids for seat in self.seats.values()))
         return gone
 
@@ -172,7 +186,7 @@ class Registry:
         old = seat.sessions.get(session.name)
         if old is not None and old.peer.uid != session.peer.uid:
             return No(RefuseCode.DUPLICATE_INSTANCE, f'instance "{session.name}" is registered by another user')
-        if old is None and len(seat.sessions) >= MAX_SESSIONS_PER_AGENT:
+        if old is None and len(seat.sessions) >= seat.settings.max_instances:
             return No(RefuseCode.TOO_MANY, f"{len(seat.sessions)} instances of this agent are registered")
         seat.sessions[session.name] = session
         seat.hello_mask = mask_of(session.hello.events) | SEEN

@@ -41,6 +41,7 @@ class EchoInstance:
         self.is_live = self.is_paused = self.is_draining = False
         self.health = "healthy"
         self.load = 0.0
+        self.owes = self.debt = 0
 
     def send(self, call: Call) -> bool:
         return True

@@ -4,6 +4,7 @@ Kind: IO.
 """
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -34,10 +35,23 @@ class Load:
 
 def drive(url: str, connections: int, seconds: float) -> Load:
     """Load a URL. wrk knows whole seconds; less than one is one."""
+    return finish(begin(url, connections, seconds))
+
+
+def begin(url: str, connections: int, seconds: float, *, pace_ms: int = 0) -> "subprocess.Popen[str]":
+    """The load as a process, for `finish`. `pace_ms`: pause of each connection before a request, in the mean."""
     whole = max(1, round(seconds))
     command = ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "5s", "-s", str(SCRIPT), url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=whole + 30, check=False)
-    for line in done.stdout.splitlines():
+    environment = {**os.environ, "PACE_MS": str(pace_ms)}
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Load:
+    """Wait for its end and read what it found."""
+    output, _ = process.communicate(timeout=90)
+    for line in output.splitlines():
         if line.startswith("report "):
             found = json.loads(line.removeprefix("report "))
             return Load(
@@ -47,4 +61,4 @@ def drive(url: str, connections: int, seconds: float) -> Load:
                 found["p99_us"] / 1e3,
                 sum(found["errors"].values()),
             )
-    raise RuntimeError(f"wrk said nothing that could be read:\n{done.stdout}\n{done.stderr}")
+    raise RuntimeError(f"wrk said nothing that could be read:\n{output}")

@@ -21,6 +21,7 @@ import sys
 import time
 from typing import Any
 
+import isolation
 import peers
 from load import NO_WRK, drive, has_wrk
 from stack import Route, Stack, running
@@ -107,7 +108,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--peers", metavar="DIR", help="add the peers that the harness in DIR (its peers.py) knows")
     add("--peer-names", default="", metavar="NAME,...", help="which (default: those whose programs are there)")
     add("--rounds", type=int, metavar="N", help="of the peers' comparison (default: 3)")
-    add("--isolation", action="store_true", help="with --peers: the fast route beside a hung agent, too")
+    add("--isolation", action="store_true", help="only: a fast route beside hung and hostile agents (and the peers')")
+    add("--cases", default="", metavar="NAME,...", help=f"with --isolation: which (default: {isolation.NAMES})")
     add("--only-peers", action="store_true", help="with --peers: leave our own table out")
     arguments = parser.parse_args(argv)
     for name, quick, thorough in (("dur", 1.0, 3.0), ("conns", "8,64", "1,8,64"), ("rounds", 1, 3)):
@@ -137,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
         return 3
     rows: list[dict[str, Any]] = []
     try:
+        if arguments.isolation and not arguments.peers:
+            return isolation.run(arguments)
         if not arguments.only_peers:
             ours(arguments, rows)
     except RuntimeError as error:

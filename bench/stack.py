@@ -7,6 +7,7 @@ Kind: IO.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ AGENT = HERE / "agents" / "allow_v2.py"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 START_S = 20.0  # for everything to answer
 CONCURRENCY = 2_000  # calls: no load of the bench may meet a queue
+OUT_OF_REACH = 1_000_000  # failures: no breaker opens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,13 @@ class Route:
     agents: tuple[str, ...] = ()
 
 
-def configure(directory: Path, listen: str, upstream: str, routes: Sequence[Route]) -> str:
+def configure(
+    directory: Path, listen: str, upstream: str, routes: Sequence[Route], failure_threshold: int = OUT_OF_REACH
+) -> str:
     """Write the configuration (and the agents' secrets: they share a user); its path.
 
-    One worker, no audit, no access log, agents that no load can overrun, breakers that no failure opens.
-    Several processes may do so at once: each file appears whole.
+    One worker, no audit, no access log, agents that no load can overrun, breakers that no failure opens
+    (but for another `failure_threshold`). Several processes may do so at once: each file appears whole.
     """
     agents = agents_of(routes)
     for agent in agents:
@@ -51,7 +55,7 @@ def configure(directory: Path, listen: str, upstream: str, routes: Sequence[Rout
             with contextlib.suppress(FileExistsError):
                 os.link(_written(directory, secrets.token_hex(16)), path)
     target = directory / "wardgate.toml"
-    os.replace(_written(directory, _toml(directory, listen, upstream, routes)), target)
+    os.replace(_written(directory, _toml(directory, listen, upstream, routes, failure_threshold)), target)
     return str(target)
 
 
@@ -70,7 +74,7 @@ def _written(directory: Path, text: str) -> str:
     return path
 
 
-def _toml(directory: Path, listen: str, upstream: str, routes: Sequence[Route]) -> str:
+def _toml(directory: Path, listen: str, upstream: str, routes: Sequence[Route], failure_threshold: int) -> str:
     agents = agents_of(routes)
     out = [
         f"server = {{ listen = [{json.dumps(listen)}], workers = 1, max_body_bytes = 0 }}",
@@ -85,7 +89,7 @@ def _toml(directory: Path, listen: str, upstream: str, routes: Sequence[Route]) 
             f'[[agents]]\nname = "{agent}"\nprotocol = "zmq-v2"\nevents = ["request_headers"]\n'
             f"timeout_ms = 1000\nsecret_file = {json.dumps(str(secret_file(directory, agent)))}\n"
             f"max_concurrent_calls = {CONCURRENCY}\nmax_queue = {CONCURRENCY}\n"
-            "circuit_breaker = { failure_threshold = 1000000 }"
+            f"circuit_breaker = {{ failure_threshold = {failure_threshold} }}"
         )
     for number, route in enumerate(routes):
         filters = ", ".join(f'{{ agent = "{agent}" }}' for agent in route.agents)
@@ -182,6 +186,20 @@ class Stack:
         for role in self.roles:
             role.check()
 
+    def stop(self, role: Role) -> None:
+        """One of them before the others."""
+        self.roles.remove(role)
+        role.stop()
+
+    def metrics(self) -> str:
+        """agentd's, over its admin API's unix socket."""
+        connection = http.client.HTTPConnection("localhost", timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        with contextlib.closing(connection):
+            connection.sock.connect(str(self.directory / "run" / "admin.sock"))
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         return fetch(self.url + path, headers)
 
@@ -200,22 +218,31 @@ def fetch(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, byte
 
 
 @contextlib.contextmanager
-def running(routes: Sequence[Route], upstream_kind: str = "python") -> Iterator[Stack]:
-    """Upstream, agentd, the agents of these routes and the proxy; all gone at the end."""
+def running(
+    routes: Sequence[Route],
+    upstream_kind: str = "python",
+    *,
+    absent: Sequence[str] = (),
+    failure_threshold: int = OUT_OF_REACH,
+) -> Iterator[Stack]:
+    """Upstream, agentd, the agents of these routes (but the `absent`) and the proxy; all gone at the end."""
     directory = Path(tempfile.mkdtemp(prefix="wg-bench-", dir="/tmp"))
     stack = Stack(directory)
     try:
         upstream = _start_upstream(stack, upstream_kind)
-        config = configure(directory, "127.0.0.1:0", upstream, routes)
+        config = configure(directory, "127.0.0.1:0", upstream, routes, failure_threshold)
         stack.start("agentd", agentd_argv(config))
         for agent in agents_of(routes):
+            if agent in absent:
+                continue
             stack.start(f"agent-{agent}", agent_argv(directory, agent))
         stack.start("worker", proxy_argv(config))
         addresses = directory / "run" / "proxy.addr"
         _wait(stack, lambda: addresses.exists() and addresses.read_text().strip())
         stack.url = "http://" + addresses.read_text().split()[0]
         for route in routes:
-            _wait(stack, lambda route=route: stack.get(route.prefix + "/x")[0] == 200)
+            if not set(route.agents) & set(absent):
+                _wait(stack, lambda route=route: stack.get(route.prefix + "/x")[0] == 200)
         yield stack
         stack.check()
     finally:

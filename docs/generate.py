@@ -21,6 +21,7 @@ PAGES = (
     ("configuration.md", "shared.config.reference", "render_markdown"),
     ("configuration.schema.json", "shared.config.reference", "render_schema"),
     ("metrics.md", "shared.metrics", "render_markdown"),
+    ("bounds.md", "shared.bounds", "render_markdown"),
 )
 
 

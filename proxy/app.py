@@ -6,6 +6,7 @@ for many requests is computed here, once per config, and looked up per request.
 Kind: IO.
 """
 
+import asyncio
 import os
 import random
 import secrets
@@ -19,14 +20,15 @@ import zmq
 
 from proxy.dispatch import Dispatch, PlanView
 from proxy.forwarded import Trust
+from proxy.limits import Doors, RouteLimits, limit_specs
 from proxy.outbox import Outbox
 from proxy.routing import RoutingTable
 from proxy.upstream.pool import UpstreamPool
 from shared import log
 from shared.clock import MS, S, now_ns
 from shared.config.load import Loaded
-from shared.config.schema import Server
-from shared.defaults import CONNECTION_SWEEP_MS, DRAIN_IDLE_S, LINGER_MS, PROBE_AFTER_S, SWEEP_MS
+from shared.config.schema import Route, Server
+from shared.defaults import CONNECTION_SWEEP_MS, DRAIN_IDLE_S, LINGER_MS, PROBE_AFTER_S, REACH_AGENTD_S, SWEEP_MS
 from shared.events import EventKind
 from shared.metrics import (
     R_IN_FLIGHT,
@@ -36,10 +38,15 @@ from shared.metrics import (
     U_LAST_OK_NS,
     W_BYTES_IN,
     W_BYTES_OUT,
+    W_CLIENT_BUFFERED,
+    W_CLIENTS_FULL,
     W_IN_FLIGHT,
     W_LOG_DROPPED,
+    W_PIPELINED,
     W_REFUSED,
     W_REQUESTS,
+    W_UPSTREAM_OPEN_LIMIT,
+    W_UPSTREAM_WAITING_LIMIT,
 )
 from shared.plan import Plan
 from shared.runtime import Runtime
@@ -55,7 +62,17 @@ if TYPE_CHECKING:
 class RouteRuntime:
     """One route with what its requests need."""
 
-    __slots__ = ("cells", "fallback_host", "metadata_part", "name", "pool", "request_view", "response_view", "tally")
+    __slots__ = (
+        "cells",
+        "fallback_host",
+        "limits",
+        "metadata_part",
+        "name",
+        "pool",
+        "request_view",
+        "response_view",
+        "tally",
+    )
 
     def __init__(
         self,
@@ -65,8 +82,10 @@ class RouteRuntime:
         cells: "memoryview[int]",
         request_view: PlanView | None,
         response_view: PlanView | None,
+        limits: RouteLimits | None = None,
     ) -> None:
         self.name = name
+        self.limits = limits
         self.pool = pool
         self.fallback_host = fallback_host.encode()
         self.metadata_part = route_metadata(name, pool.name)
@@ -100,6 +119,9 @@ class WorkerContext:
         self.linger_ns = LINGER_MS * MS
         self.trust = Trust(config.server.trusted_proxies)
         self.table = RoutingTable(config.routes)
+        self._limits = slot.limits() if limit_specs(config) else None
+        has_doors = config.server.max_connections or config.server.max_connections_per_client
+        self.doors = Doors(config.server, self._limits) if self._limits is not None and has_doors else None
         self.connections: set[ProxyProtocol] = set()
         self.now = now_ns()
         self.date = b""
@@ -126,7 +148,17 @@ class WorkerContext:
             correlation_prefix=self._prefix.decode(),
             plans=tuple(plans),
         )
-        self.dispatch = Dispatch(self._zmq, loop, runtime.workers_endpoint, self._segment, register, self.cells)
+        self.dispatch = Dispatch(
+            self._zmq,
+            loop,
+            runtime.workers_endpoint,
+            self._segment,
+            register,
+            self.cells,
+            hwm=config.runtime.hop_hwm,
+            max_pending=config.runtime.max_pending_events,
+            max_audit=config.audit.worker_queue_records,
+        )
         self.routes = self._make_routes(loaded, plans)
 
     @classmethod
@@ -145,7 +177,16 @@ class WorkerContext:
             def note(ok: bool, now: int, cells: "memoryview[int]" = reachable) -> None:
                 cells[U_LAST_OK_NS if ok else U_LAST_FAILURE_NS] = now
 
-            pools[upstream.name] = UpstreamPool(upstream, self._loop, self.cells, on_reachable=note, outbox=self.outbox)
+            pools[upstream.name] = UpstreamPool(
+                upstream,
+                self._loop,
+                self.cells,
+                on_reachable=note,
+                outbox=self.outbox,
+                buffer_bytes=self.limits.connection_buffer_bytes,
+            )
+        self.cells[W_UPSTREAM_OPEN_LIMIT] = sum(upstream.max_connections for upstream in loaded.config.upstreams)
+        self.cells[W_UPSTREAM_WAITING_LIMIT] = sum(upstream.max_waiting for upstream in loaded.config.upstreams)
         return pools
 
     def _make_routes(self, loaded: Loaded, plans: Sequence[Plan]) -> list[RouteRuntime]:
@@ -162,15 +203,27 @@ class WorkerContext:
                 self._slot.route_cells(rows[route.name]),
                 views.get((route.name, EventKind.REQUEST_HEADERS)),
                 views.get((route.name, EventKind.RESPONSE_HEADERS)),
+                self._limits_of(route),
             )
             for route in loaded.config.routes
         ]
+
+    def _limits_of(self, route: Route) -> RouteLimits | None:
+        if self._limits is None or not (route.rate_limits or route.max_concurrent or route.max_concurrent_per_client):
+            return None
+        return RouteLimits(route, self._limits)
 
     # --- life -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin the sweep."""
         self._sweep()
+
+    async def reach_agentd(self) -> None:
+        """Before the first request: a worker that is not connected yet would refuse what a live agentd allows."""
+        until = now_ns() + int(REACH_AGENTD_S * S)
+        while not self.dispatch.is_up and self._segment.is_alive(now_ns()) and now_ns() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     def drain(self) -> None:
         """The worker accepts no more; what is open goes on (each connection is told by `shutdown`)."""
@@ -233,6 +286,10 @@ class WorkerContext:
         cells[W_IN_FLIGHT] = in_flight.total()
         for route in self.routes:
             route.cells[R_IN_FLIGHT] = in_flight[route]
+        full = [c for c in self.connections if c.is_full]
+        cells[W_CLIENTS_FULL] = len(full)
+        cells[W_CLIENT_BUFFERED] = sum(c.transport.get_write_buffer_size() for c in full)
+        cells[W_PIPELINED] = sum(c.pipelined for c in self.connections)
         if self._slot.is_lowest_live(now):
             self._probe(now)
 

@@ -36,6 +36,8 @@ from shared.errors import WireError
 from shared.metrics import (
     W_AGENTD_CONNECTED,
     W_AUDIT_DROPPED,
+    W_AUDIT_QUEUED,
+    W_AUDIT_QUEUED_LIMIT,
     W_DECISIONS_LOCAL,
     W_EVENTS_SENT,
     W_EVENTS_SKIPPED,
@@ -43,6 +45,7 @@ from shared.metrics import (
     W_HOP_MESSAGES,
     W_LATE_DECISIONS,
     W_PENDING_EVENTS,
+    W_PENDING_LIMIT,
     W_REGISTRATIONS,
 )
 from shared.plan import Plan
@@ -164,7 +167,14 @@ class Dispatch:
         register: Register,
         cells: "MutableSequence[int] | memoryview[int]",
         clock: Callable[[], int] = now_ns,
+        *,
+        hwm: int = HOP_HWM,
+        max_pending: int = HOP_PENDING_MAX,
+        max_audit: int = AUDIT_WORKER_QUEUE,
     ) -> None:
+        self._hwm = hwm
+        self._max_pending = cells[W_PENDING_LIMIT] = max_pending
+        cells[W_AUDIT_QUEUED_LIMIT] = max_audit
         self._context = context
         self._loop = loop
         self._endpoint = endpoint
@@ -178,7 +188,7 @@ class Dispatch:
         self._out: list[bytes] = []
         self._asked: list[tuple[int, PlanView]] = []  # what this tick's message asks and waits for
         self._decisions: dict[bytes, Decision] = {}
-        self._audit: deque[bytes] = deque(maxlen=AUDIT_WORKER_QUEUE)
+        self._audit: deque[bytes] = deque(maxlen=max_audit)
         self._generation = -1
         self._is_connected = False
         self._is_alive = False
@@ -208,8 +218,8 @@ class Dispatch:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.IMMEDIATE, 1),
-            (zmq.SNDHWM, HOP_HWM),
-            (zmq.RCVHWM, HOP_HWM),
+            (zmq.SNDHWM, self._hwm),
+            (zmq.RCVHWM, self._hwm),
             (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
             (zmq.RECONNECT_IVL, RECONNECT_MS),
             (zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS),
@@ -244,7 +254,7 @@ class Dispatch:
         if local is not None and now < view.local_until:  # observers are told, nobody is waited for
             mask, waits, answer = view.observers, False, local
             self._cells[W_DECISIONS_LOCAL + view.local_outcome] += 1
-        if waits and self._waiting >= HOP_PENDING_MAX:
+        if waits and self._waiting >= self._max_pending:
             return self._refused(view, Outcome.QUEUE_FULL)
         self._next_event = event_id = self._next_event + 1
         deadline = now + view.timeout_ns
@@ -287,7 +297,7 @@ class Dispatch:
     def audit(self, record: bytes) -> None:
         """One audit record for agentd's sinks; kept, bounded, while agentd is away."""
         audit = self._audit
-        if len(audit) == AUDIT_WORKER_QUEUE:
+        if len(audit) == audit.maxlen:
             self._cells[W_AUDIT_DROPPED] += 1
         audit.append(record)
         if self._is_connected and not self._out:
@@ -424,6 +434,7 @@ class Dispatch:
                 self._waiting -= 1
                 waiter.decided(self._refused(view, Outcome.TIMEOUT))
         self._cells[W_PENDING_EVENTS] = self._waiting
+        self._cells[W_AUDIT_QUEUED] = len(self._audit)
 
     def check_segment(self) -> None:
         """Once a second: a restarted agentd has made a new segment."""

@@ -39,7 +39,6 @@ def settings(config: Config) -> dict[str, Any]:
         "proc_name": "wardgate-proxy",
         "chdir": "/",
         "umask": 0o077,
-        "worker_tmp_dir": config.runtime.dir,  # on tmpfs in production; /tmp may be a disk
         "control_socket_disable": True,  # on by default since 25.1: a thread in the process that forks
         "preload_app": False,  # a ZeroMQ context does not survive a fork
         "reuse_port": False,  # connections queued for a dying worker would be reset

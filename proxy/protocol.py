@@ -27,11 +27,13 @@ from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
 from proxy.forwarded import peer_lines, untrusted_lines
 from proxy.guard import GuardedParser
 from proxy.head import Field, normalise
+from proxy.limits import release
 from shared import log
 from shared.clock import now_ns
-from shared.defaults import CLIENT_BUFFER_BYTES, LINGER_BYTES, MAX_PIPELINED
+from shared.defaults import LINGER_BYTES
 from shared.errors import RequestRefused
 from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
+from shared.segment_buckets import Limit
 from shared.wire.audit import AuditRecord
 from shared.wire.messages import connection_metadata, text
 
@@ -85,6 +87,7 @@ class ProxyProtocol(GuardedParser):
         self.waiting_until = context.now + context.header_timeout_ns
         self.is_draining = False
         self.peer_ip = ""
+        self.uses: tuple[tuple[Limit, int], ...] = ()  # connection limits that count it
         self.peer_is_trusted = False
         self.peer_scheme = "http"
         self.metadata_part = b""
@@ -108,7 +111,7 @@ class ProxyProtocol(GuardedParser):
         self.transport = transport
         self.connections.add(self)
         self.context.connections.add(self)
-        transport.set_write_buffer_limits(CLIENT_BUFFER_BYTES)
+        transport.set_write_buffer_limits(self._limits.connection_buffer_bytes)
         peer = get_remote_addr(transport)
         context = self.context
         context.cells[W_CONNECTIONS] += 1
@@ -121,6 +124,13 @@ class ProxyProtocol(GuardedParser):
         self.peer_is_trusted = context.trust.is_trusted(ip)
         self.metadata_part = connection_metadata(ip, port)
         self._forwarded_parts = peer_lines(ip, self.peer_scheme)
+        if context.doors is not None:
+            context.doors.admits(self)
+
+    def close_now(self) -> None:
+        """From the doors: one connection too many. Whatever it says is not read."""
+        self._is_lingering = True
+        self.transport.close()
 
     def forwarded_lines(self, host: bytes) -> bytes:
         """Our X-Forwarded-* and Forwarded lines for a request without any of a trusted proxy's."""
@@ -138,6 +148,8 @@ class ProxyProtocol(GuardedParser):
         self.context.connections.discard(self)
         self.context.outbox.drop(self.transport)
         self.context.cells[W_OPEN_CONNECTIONS] -= 1
+        if self.uses:
+            release(self.uses)
         self.waiting_for = NOTHING
         self.waiting_until = 0
         self._is_lingering = True  # the parser's remaining callbacks of this read mean nothing
@@ -147,6 +159,11 @@ class ProxyProtocol(GuardedParser):
             self.driver = None
             driver.feed(GONE)
         self.parser = None  # type: ignore[assignment]
+
+    @property
+    def pipelined(self) -> int:
+        """Requests that wait for an earlier one's answer."""
+        return len(self._queue)
 
     def eof_received(self) -> None:
         """A half-closed client counts as gone (the transport closes itself)."""
@@ -227,8 +244,8 @@ class ProxyProtocol(GuardedParser):
         self._trailers = self._body_bytes = self._raw_body_bytes = 0
         keep_alive = parser.should_keep_alive()
         if self.driver is not None or self._queue or self._refusal is not None or self.is_full:
-            if len(self._queue) >= MAX_PIPELINED:
-                raise RequestRefused(503, f"more than {MAX_PIPELINED} pipelined requests in one read")
+            if len(self._queue) >= self._limits.max_pipelined:
+                raise RequestRefused(503, f"more than {self._limits.max_pipelined} pipelined requests in one read")
             queued = Queued(method, self.url, version, self.headers, keep_alive, is_upgrade)
             self._queue.append(queued)
             self._receiving = queued
@@ -295,7 +312,8 @@ class ProxyProtocol(GuardedParser):
         else:
             self.waiting_for = NOTHING
             self.waiting_until = 0
-        ROWS[driver.state][BEGIN](driver, None)
+        if route.limits is None or not route.limits.refuses(driver):
+            ROWS[driver.state][BEGIN](driver, None)
 
     def exchange_ended(self, close: bool) -> None:
         """From the driver: its response is written. Go on with the next request, or close."""

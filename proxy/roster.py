@@ -6,7 +6,8 @@ workers are the same question, and nothing ever waits inside the arbiter.
 
     a worker's life:  STARTING --> READY --> DRAINING --> gone
                                      |          ^
-                                     +-- told --+
+                                     +-- told --+  by a reload, by a smaller number, or because it is spent
+                                                   (server.max_requests) and its successor serves
 
 No signals, processes or segments here.
 
@@ -30,8 +31,9 @@ class Member(msgspec.Struct):
     slot: int
     spawned_ns: int
     is_ready: bool = False
+    is_spent: bool = False  # has served its max_requests: goes on until somebody has taken its place
     was_ready: bool = False
-    drain_ns: int = 0  # since when it drains, told or by itself (max_requests); 0 = not
+    drain_ns: int = 0  # since when it drains, told by us or by somebody else; 0 = not
     is_killed: bool = False
 
 
@@ -48,14 +50,18 @@ def decide(members: Iterable[Member], wanted: int, generation: int, free_slots: 
     """The next step towards `wanted` ready workers of `generation`.
 
     Draining workers do not count: a stream that outlives its worker's `max_requests` must not delay the
-    successor (7.3 s seen, 2026-11). Workers of another generation are told to drain only when the current
-    one is complete, so that a config whose workers cannot start takes nobody's place.
+    successor (7.3 s seen, 2026-11). Spent ones serve until theirs is ready: one that left by itself cost a
+    single worker half its requests (max_requests = 1,000, 2026-11). Workers of another generation are told to
+    drain only when the current one is complete, so that a config whose workers cannot start takes nobody's place.
     """
     members = sorted(members, key=lambda member: member.age)
-    current = [m for m in members if m.generation == generation and not m.drain_ns]
-    ready = [m for m in current if m.is_ready]
-    is_settled = len(ready) >= wanted
+    all_current = [m for m in members if m.generation == generation and not m.drain_ns]
+    spent = [m for m in all_current if m.is_spent]
+    current = [m for m in all_current if not m.is_spent]
+    ready = sum(m.is_ready for m in current)
+    is_settled = ready + len(spent) >= wanted
     drain = [m.pid for m in current[: max(0, len(current) - wanted)]]
+    drain += [m.pid for m in spent[: max(0, ready + len(spent) - wanted)]]
     if is_settled:
         drain += [m.pid for m in members if m.generation != generation and not m.drain_ns]
     kill = tuple(m.pid for m in members if m.drain_ns and now - m.drain_ns > grace_ns)

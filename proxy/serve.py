@@ -21,7 +21,7 @@ from typing import NoReturn
 from proxy import listen
 from proxy.arbiter import Accepted, Application, Arbiter, row_names
 from proxy.worker import INHERITED
-from shared import log
+from shared import descriptors, log
 from shared.config.load import Loaded
 from shared.defaults import BACKLOG
 from shared.notify import Notify
@@ -42,6 +42,8 @@ def serve(read: Callable[[], Loaded], environ: MutableMapping[str, str]) -> NoRe
     log.configure(config.logging.level, config.logging.format)
     for warning in loaded.warnings:
         _log.warning("%s", warning)
+    for warning in descriptors.warnings(config, descriptors.raise_limit()):
+        _log.warning("%s", warning)
     accepted = Accepted(loaded, compile_plans(config), 1)
     runtime = Runtime(config.runtime.dir)
     runtime.prepare()
@@ -53,6 +55,8 @@ def serve(read: Callable[[], Loaded], environ: MutableMapping[str, str]) -> NoRe
         _own(stack, lock(runtime.dir, "proxy").release)
         listeners = listen.open_all(config.server.listen, BACKLOG, environ)
         _own(stack, listeners.close)
+        if listeners.is_passed and set(listeners.addresses()) != set(config.server.listen):
+            _log.warning("server.listen is not used: the service manager passed %s", ", ".join(listeners.addresses()))
         writer = ProxyWriter.create(runtime.proxy_segment, loaded.digest, *row_names(loaded))
         _own(stack, writer.close)
         listen.write_addresses(runtime.dir, listeners.addresses())

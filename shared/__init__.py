@@ -12,6 +12,7 @@ No event loop, socket library or command line may be imported here; `make check`
     events.py     what agents are asked about    runtime.py   names and locks of the runtime directory
     config/       the configuration              segment*.py  the two shared files       metrics.py what they count
 (b) plan.py       whom to ask                    decision.py  failures, merge, header operations
-    breaker.py    may an agent be asked          readiness.py how well the whole is
+    breaker.py    may an agent be asked          ratelimit.py how many tokens there are
+                                                 readiness.py how well the whole is
 (c) clock.py deadlines.py pump.py log.py notify.py
 """

@@ -89,6 +89,7 @@ class Decision(msgspec.Struct, array_like=True, frozen=True, gc=False):
     response_ops: tuple[HeaderOp, ...] = ()
     agent: str = ""  # who decided; "" when everybody allowed or nobody was asked
     reason: str = ""  # a stable word: the outcome for FAIL, else the verb
+    identity: str = ""  # beside ALLOW: who an agent says the client is; the key of rate limits
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +131,7 @@ def merge(
     strongest: Decision | None = None
     request_ops: tuple[HeaderOp, ...] = ()
     response_ops: tuple[HeaderOp, ...] = ()
+    identity = ""
     for answer, mode, name in zip(answers, modes, names, strict=True):
         if answer is None:
             continue
@@ -141,12 +143,13 @@ def merge(
         if decision.verb is Verb.ALLOW:
             request_ops += decision.request_ops
             response_ops += decision.response_ops
+            identity = identity or decision.identity
         elif strongest is None or decision.verb > strongest.verb:
             strongest = decision
     if strongest is not None:
         return strongest
-    if request_ops or response_ops:
-        return Decision(request_ops=request_ops, response_ops=response_ops)
+    if request_ops or response_ops or identity:
+        return Decision(request_ops=request_ops, response_ops=response_ops, identity=identity)
     return ALLOW
 
 

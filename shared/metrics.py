@@ -92,6 +92,7 @@ W_HOP_MESSAGES: Final = 15
 W_HOP_MALFORMED: Final = 16
 W_REGISTRATIONS: Final = 17
 W_STREAMS_ABORTED: Final = 18
+W_ACCEPT_PAUSES: Final = 19
 
 W_OPEN_CONNECTIONS: Final = 32
 W_IN_FLIGHT: Final = 33
@@ -99,6 +100,17 @@ W_PENDING_EVENTS: Final = 34
 W_UPSTREAM_IDLE: Final = 35
 W_AGENTD_CONNECTED: Final = 36
 W_UPSTREAM_OPEN: Final = 37
+
+# gauges of what is bounded, beside their bounds (docs/bounds.md)
+W_PENDING_LIMIT: Final = 96
+W_UPSTREAM_OPEN_LIMIT: Final = 97
+W_UPSTREAM_WAITING: Final = 98
+W_UPSTREAM_WAITING_LIMIT: Final = 99
+W_AUDIT_QUEUED: Final = 100
+W_AUDIT_QUEUED_LIMIT: Final = 101
+W_CLIENTS_FULL: Final = 102
+W_CLIENT_BUFFERED: Final = 103
+W_PIPELINED: Final = 104
 
 # cells[W_DECISIONS_LOCAL + outcome]; a decision or a cancelled call is no reason to decide alone
 W_DECISIONS_LOCAL: Final = 48
@@ -167,9 +179,41 @@ WORKER_TABLE: Final = (
     _gauge(W_OPEN_CONNECTIONS, "wardgate_open_connections", "Client connections open now."),
     _gauge(W_IN_FLIGHT, "wardgate_requests_in_flight", "Requests being worked on now."),
     _gauge(W_PENDING_EVENTS, "wardgate_events_pending", "Events waiting for agentd now."),
+    _counter(
+        W_ACCEPT_PAUSES,
+        "wardgate_accept_pauses_total",
+        "Times that a worker stopped accepting for a while because few file descriptors were left.",
+    ),
     _gauge(W_UPSTREAM_IDLE, "wardgate_upstream_idle_connections", "Upstream connections kept for reuse now."),
     _gauge(W_UPSTREAM_OPEN, "wardgate_upstream_open_connections", "Upstream connections open now, idle ones included."),
     _gauge(W_AGENTD_CONNECTED, "wardgate_workers_registered", "Workers that know that agentd has registered them."),
+    _gauge(
+        W_PENDING_LIMIT, "wardgate_events_pending_limit", "How many may wait for agentd; beyond, outcome queue_full."
+    ),
+    _gauge(
+        W_UPSTREAM_OPEN_LIMIT,
+        "wardgate_upstream_open_connections_limit",
+        "How many connections to upstreams may be open: max_connections of each, in each worker.",
+    ),
+    _gauge(W_UPSTREAM_WAITING, "wardgate_upstream_waiting", "Requests waiting for an upstream connection now."),
+    _gauge(
+        W_UPSTREAM_WAITING_LIMIT,
+        "wardgate_upstream_waiting_limit",
+        "How many may wait: max_waiting of each upstream, in each worker; beyond, 503.",
+    ),
+    _gauge(W_AUDIT_QUEUED, "wardgate_worker_audit_queued", "Audit records of workers not yet sent to agentd."),
+    _gauge(
+        W_AUDIT_QUEUED_LIMIT,
+        "wardgate_worker_audit_queued_limit",
+        "How many may wait for agentd; beyond, the oldest is dropped.",
+    ),
+    _gauge(
+        W_CLIENTS_FULL,
+        "wardgate_client_buffers_full",
+        "Client connections with a full write buffer now: nothing more is read for them from their upstream.",
+    ),
+    _gauge(W_CLIENT_BUFFERED, "wardgate_client_buffered_bytes", "Bytes in those full write buffers now."),
+    _gauge(W_PIPELINED, "wardgate_requests_pipelined", "Requests read that wait for an earlier one's answer now."),
     *(Cell(W_DECISIONS_LOCAL + o, _LOCAL, (o.word,)) for o in Outcome if o not in _NO_REASONS),
     *(Cell(W_REFUSED + at, _REFUSED, (str(status),)) for status, at in REFUSED_AT.items()),
     Cell(W_REFUSED_OTHER, _REFUSED, ("other",)),
@@ -233,6 +277,26 @@ UPSTREAM_TABLE: Final = (
     ),
 )
 
+# --- one limit's cells ------------------------------------------------------------------------------
+
+L_ADMITTED: Final = 0
+L_REFUSED: Final = 1
+L_OVERFLOW: Final = 2
+L_NOW: Final = 3
+LIMIT_TABLE: Final = (
+    Cell(L_ADMITTED, Metric("wardgate_limit_admitted_total", _C, "What a limit let through.", ("limit",))),
+    Cell(
+        L_REFUSED,
+        Metric("wardgate_limit_refused_total", _C, "Requests or connections that a limit refused.", ("limit",)),
+    ),
+    Cell(
+        L_OVERFLOW,
+        Metric("wardgate_limit_overflow_total", _C, "Keys that found no row in a limit's full table.", ("limit",)),
+    ),
+    Cell(L_NOW, Metric("wardgate_limit_in_use", _G, "Requests or connections counted by a limit now.", ("limit",))),
+)
+LIMIT_GAUGES: Final = frozenset(cell.at for cell in LIMIT_TABLE if cell.metric.kind is Kind.GAUGE)
+
 # --- agentd's own ----------------------------------------------------------------------------------
 
 A_CALLS: Final = Metric(
@@ -269,6 +333,72 @@ A_SERIES_DROPPED: Final = Metric(
     "Entries of METRICS messages not taken: malformed, or over the limit of series.",
     ("agent", "reason"),
 )
+A_LIMIT: Final = Metric(
+    "wardgate_agent_calls_limit", _G, "How many calls may be under way: max_concurrent_calls.", ("agent",)
+)
+A_QUEUE_LIMIT: Final = Metric(
+    "wardgate_agent_queue_limit", _G, "How many calls may wait: max_queue; beyond, outcome queue_full.", ("agent",)
+)
+A_HELD: Final = Metric(
+    "wardgate_agent_calls_held", _G, "Cancelled calls that still occupy a zmq-v1 connection now.", ("agent",)
+)
+A_PINNED: Final = Metric(
+    "wardgate_agent_exchanges_pinned", _G, "Requests whose later events go to one instance alone now.", ("agent",)
+)
+A_INSTANCES_LIMIT: Final = Metric(
+    "wardgate_agent_instances_limit", _G, "How many instances may register: max_instances, or connections.", ("agent",)
+)
+A_BYTES: Final = Metric(
+    "wardgate_agent_outstanding_bytes", _G, "Bytes sent to all instances and not shown to be read.", ("agent",)
+)
+A_BYTES_FULLEST: Final = Metric(
+    "wardgate_agent_outstanding_bytes_fullest", _G, "The same of the instance that has most.", ("agent",)
+)
+A_BYTES_LIMIT: Final = Metric(
+    "wardgate_agent_outstanding_bytes_limit", _G, "How many one instance may have: max_outstanding_bytes.", ("agent",)
+)
+A_MESSAGES: Final = Metric(
+    "wardgate_agent_outstanding_messages", _G, "Messages sent to all instances and not shown to be read.", ("agent",)
+)
+A_MESSAGES_FULLEST: Final = Metric(
+    "wardgate_agent_outstanding_messages_fullest", _G, "The same of the instance that has most.", ("agent",)
+)
+A_MESSAGES_LIMIT: Final = Metric(
+    "wardgate_agent_outstanding_messages_limit", _G, "How many one instance may have: runtime.agent_hwm.", ("agent",)
+)
+A_SENDS_REFUSED: Final = Metric(
+    "wardgate_agent_sends_refused_total",
+    _C,
+    "Times an instance was passed over because it had not read enough: bytes, messages, or its socket was full.",
+    ("agent", "reason"),
+)
+M_EVENTS: Final = Metric("wardgate_agentd_events_pending", _G, "Events that a worker waits for, in agentd, now.")
+M_EXCHANGES: Final = Metric("wardgate_agentd_exchanges_open", _G, "Requests with calls under way in agentd now.")
+M_REPLIES_DROPPED: Final = Metric(
+    "wardgate_ingress_replies_dropped_total", _C, "Decisions that a worker's full or closed socket did not take."
+)
+M_UNKNOWN: Final = Metric("wardgate_ingress_unknown_total", _C, "Messages of connections that had not registered.")
+M_HOP_LIMIT: Final = Metric(
+    "wardgate_hop_queue_limit", _G, "Messages that may wait in a socket between worker and agentd: runtime.hop_hwm."
+)
+M_LOCAL: Final = Metric(
+    "wardgate_local_connections", _G, "Connections to the sockets of workers and agents now.", ("socket",)
+)
+M_LOCAL_LIMIT: Final = Metric("wardgate_local_connections_limit", _G, "How many there may be.", ("socket",))
+M_LOCAL_REFUSED: Final = Metric(
+    "wardgate_local_connections_refused_total",
+    _C,
+    "Connections cut at once: over the limit, or of a user who may not connect.",
+    ("socket",),
+)
+M_MEMORY_CUTS: Final = Metric(
+    "wardgate_memory_cuts_total", _C, "Agents' connections cut because a message without end filled agentd's memory."
+)
+M_CLIENT_BUFFER: Final = Metric(
+    "wardgate_client_buffer_limit_bytes",
+    _G,
+    "At how many unsent bytes a connection's write buffer is full: server.connection_buffer_bytes.",
+)
 M_SESSIONS_REFUSED: Final = Metric("wardgate_sessions_refused_total", _C, "REFUSE sent to agents, by code.", ("code",))
 M_INGRESS_MESSAGES: Final = Metric("wardgate_ingress_messages_total", _C, "Messages that agentd got from workers.")
 M_INGRESS_MALFORMED: Final = Metric(
@@ -278,8 +408,33 @@ M_INGRESS_WORKERS: Final = Metric("wardgate_ingress_workers", _G, "Workers regis
 M_AUDIT_WRITTEN: Final = Metric("wardgate_audit_written_total", _C, "Audit records written.")
 M_AUDIT_DROPPED: Final = Metric("wardgate_audit_dropped_total", _C, "Audit records dropped: the queue was full.")
 M_AUDIT_QUEUED: Final = Metric("wardgate_audit_queued", _G, "Audit records waiting to be written.")
+M_AUDIT_QUEUED_LIMIT: Final = Metric(
+    "wardgate_audit_queued_limit", _G, "How many may wait: audit.queue_records; beyond, dropped."
+)
+M_AUDIT_BYTES: Final = Metric("wardgate_audit_queued_bytes", _G, "Bytes of the records waiting to be written.")
+M_AUDIT_BYTES_LIMIT: Final = Metric(
+    "wardgate_audit_queued_bytes_limit", _G, "How many bytes may wait: audit.queue_bytes; beyond, dropped."
+)
 M_DIGEST_MISMATCH: Final = Metric(
     "wardgate_config_digest_mismatch", _G, "1 while the proxy or a worker runs another configuration than agentd."
+)
+M_RELOADS: Final = Metric(
+    "wardgate_config_reloads_total",
+    _C,
+    "Reloads of a daemon since it started: applied, refused (nothing changed), rolled_back (workers could not start).",
+    ("daemon", "result"),
+)
+M_RELOAD_OK: Final = Metric(
+    "wardgate_config_last_reload_successful",
+    _G,
+    "0 while the last reload was refused or taken back, else 1.",
+    ("daemon",),
+)
+M_RELOAD_AT: Final = Metric(
+    "wardgate_config_last_reload_success_timestamp_seconds",
+    _G,
+    "When a reload was last applied; absent until there was one.",
+    ("daemon",),
 )
 M_PROXY_UP: Final = Metric("wardgate_proxy_up", _G, "1 while the proxy's arbiter is alive, else 0.")
 M_WORKERS: Final = Metric(
@@ -291,6 +446,12 @@ M_RSS: Final = Metric(
 )
 M_FDS: Final = Metric(
     "wardgate_process_open_fds", _G, "Open file descriptors; slot is empty but for workers.", ("process", "slot")
+)
+M_MAX_FDS: Final = Metric(
+    "wardgate_process_max_fds",
+    _G,
+    "How many file descriptors the process may open (RLIMIT_NOFILE, soft).",
+    ("process", "slot"),
 )
 AGENTD_TABLE: Final = (
     A_CALLS,
@@ -307,6 +468,28 @@ AGENTD_TABLE: Final = (
     A_QUEUE_SECONDS,
     A_SERIES,
     A_SERIES_DROPPED,
+    A_LIMIT,
+    A_QUEUE_LIMIT,
+    A_HELD,
+    A_PINNED,
+    A_INSTANCES_LIMIT,
+    A_BYTES,
+    A_BYTES_FULLEST,
+    A_BYTES_LIMIT,
+    A_MESSAGES,
+    A_MESSAGES_FULLEST,
+    A_MESSAGES_LIMIT,
+    A_SENDS_REFUSED,
+    M_EVENTS,
+    M_EXCHANGES,
+    M_REPLIES_DROPPED,
+    M_UNKNOWN,
+    M_HOP_LIMIT,
+    M_LOCAL,
+    M_LOCAL_LIMIT,
+    M_LOCAL_REFUSED,
+    M_MEMORY_CUTS,
+    M_CLIENT_BUFFER,
     M_SESSIONS_REFUSED,
     M_INGRESS_MESSAGES,
     M_INGRESS_MALFORMED,
@@ -314,12 +497,19 @@ AGENTD_TABLE: Final = (
     M_AUDIT_WRITTEN,
     M_AUDIT_DROPPED,
     M_AUDIT_QUEUED,
+    M_AUDIT_QUEUED_LIMIT,
+    M_AUDIT_BYTES,
+    M_AUDIT_BYTES_LIMIT,
     M_DIGEST_MISMATCH,
+    M_RELOADS,
+    M_RELOAD_OK,
+    M_RELOAD_AT,
     M_PROXY_UP,
     M_WORKERS,
     M_BUILD,
     M_RSS,
     M_FDS,
+    M_MAX_FDS,
 )
 # An agent's own metrics: `wardgate_reported_<its name>{agent="...", its labels}`.
 REPORTED_PREFIX: Final = "wardgate_reported_"
@@ -328,7 +518,8 @@ REPORTED_PREFIX: Final = "wardgate_reported_"
 def families() -> tuple[Metric, ...]:
     """Every family of a fixed name, each once, in the order of the tables."""
     cells = (*WORKER_TABLE, *ROUTE_TABLE)
-    made = (*(c.metric for c in cells), REQUEST_DURATION, *(c.metric for c in UPSTREAM_TABLE), *AGENTD_TABLE)
+    beside = (*UPSTREAM_TABLE, *LIMIT_TABLE)
+    made = (*(c.metric for c in cells), REQUEST_DURATION, *(c.metric for c in beside), *AGENTD_TABLE)
     return tuple(dict.fromkeys(made))
 
 

@@ -16,10 +16,21 @@ from shared.clock import MS, S
 from shared.config.schema import Agent, Config
 from shared.defaults import AGENTD_STALE_MS, UPSTREAM_KNOWN_S
 from shared.metrics import U_LAST_FAILURE_NS, U_LAST_OK_NS
-from shared.segment import NEVER_NS, READY, AgentRow, BreakerState, ProxyView, WorkerRow
+from shared.segment import (
+    DRAINING,
+    NEVER_NS,
+    READY,
+    AgentRow,
+    BreakerState,
+    ProxyView,
+    Reload,
+    ReloadResult,
+    WorkerRow,
+)
 from shared.wire.admin import Component, Health, Status
 from shared.wire.messages import timestamp
 
+_NO_RELOAD = Reload()
 Stamp = Callable[[int], str]  # CLOCK_MONOTONIC ns -> RFC 3339
 
 
@@ -30,6 +41,7 @@ class Proxy(NamedTuple):
     config_digest: str
     workers: Sequence[WorkerRow]
     upstreams: Mapping[str, tuple[int, int]]
+    reload: Reload = _NO_RELOAD
 
 
 def read_proxy(view: ProxyView, now: int) -> Proxy:
@@ -37,7 +49,7 @@ def read_proxy(view: ProxyView, now: int) -> Proxy:
     totals = view.totals()
     upstreams = totals.upstreams if totals is not None else {}
     times = {name: (cells[U_LAST_OK_NS], cells[U_LAST_FAILURE_NS]) for name, cells in upstreams.items()}
-    return Proxy(view.is_alive(now), view.config_digest, view.workers(), times)
+    return Proxy(view.is_alive(now), view.config_digest, view.workers(), times, view.reload)
 
 
 def stamper(now: int, wall_s: float) -> Stamp:
@@ -173,17 +185,32 @@ def upstream_component(name: str, proxy: Proxy | None, now: int, stamp: Stamp) -
     return Component(label, Status.UNHEALTHY, f"failed {(now - failure_ns) / S:.1f} s ago", True, None, seen)
 
 
-def config_component(agentd_digest: str, proxy: Proxy | None, now: int, stamp: Stamp) -> Component:
-    """Whether everybody runs the same configuration."""
+def config_component(
+    agentd_digest: str, proxy: Proxy | None, now: int, stamp: Stamp, reload: Reload = _NO_RELOAD
+) -> Component:
+    """Whether everybody runs the same configuration, and the one that was last asked for; `reload` is agentd's.
+
+    Workers that drain are left out: what they run is going.
+    """
+    failed = [("agentd", reload), *([("the proxy", proxy.reload)] if proxy is not None else [])]
+    texts = [_failed(who, last, now) for who, last in failed if last.has_failed]
+    seen = stamp(now)
     if proxy is None:
-        text = f"agentd runs {agentd_digest}" if agentd_digest else "no daemon is running"
-        return Component("config", Status.HEALTHY, text, False, None, stamp(now))
-    if not agentd_digest:
-        text = f"the proxy runs {proxy.config_digest}, agentd is not running"
-        return Component("config", Status.DEGRADED, text, False, None, stamp(now))
-    others = {proxy.config_digest, *(row.config_digest for row in proxy.workers if row.config_digest)}
-    others.discard(agentd_digest)
-    if others:
-        text = f"agentd runs {agentd_digest}, the proxy {' and '.join(sorted(others))}"
-        return Component("config", Status.DEGRADED, text, False, None, stamp(now))
-    return Component("config", Status.HEALTHY, agentd_digest, False, None, stamp(now))
+        running = f"agentd runs {agentd_digest}" if agentd_digest else "no daemon is running"
+        others = set()
+    elif not agentd_digest:
+        running = f"the proxy runs {proxy.config_digest}, agentd is not running"
+        others = {proxy.config_digest}
+    else:
+        rows = (row for row in proxy.workers if row.state is not DRAINING)
+        others = {proxy.config_digest, *(row.config_digest for row in rows if row.config_digest)} - {agentd_digest}
+        running = agentd_digest
+        if others:
+            running = f"agentd runs {agentd_digest}, the proxy {' and '.join(sorted(others))}"
+    status = Status.DEGRADED if others or texts else Status.HEALTHY
+    return Component("config", status, "; ".join([running, *texts]), False, None, seen)
+
+
+def _failed(who: str, reload: Reload, now: int) -> str:
+    how = "refused" if reload.result is ReloadResult.REFUSED else "taken back"
+    return f"the last reload of {who} was {how} {(now - reload.at_ns) / S:.0f} s ago: {reload.message}"

@@ -21,6 +21,8 @@ from shared.wire.segment import (
     AgentRow,
     BreakerState,
     HealthStatus,
+    Reload,
+    ReloadResult,
     WorkerState,
 )
 
@@ -43,6 +45,8 @@ __all__ = [
     "HealthStatus",
     "ProxyView",
     "ProxyWriter",
+    "Reload",
+    "ReloadResult",
     "Totals",
     "WorkerRow",
     "WorkerSlot",

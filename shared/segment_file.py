@@ -17,6 +17,8 @@ import stat
 from collections.abc import Iterable
 from typing import ClassVar
 
+import msgspec
+
 from shared.defaults import ADMIN_GROUP, SEGMENT_READ_TRIES
 from shared.errors import SegmentError
 from shared.runtime import give_to_group
@@ -29,14 +31,21 @@ from shared.wire.segment import (
     H_MAGIC,
     H_NONCE,
     H_PID,
+    H_RELOAD_SEQ,
     H_SEQ,
     H_SIZE,
     HEADER_CELLS,
     LAYOUT,
+    MESSAGE_CELLS,
     NAME_CELLS,
     NEVER_NS,
+    RELOAD_NUMBERS,
+    Reload,
+    ReloadResult,
     Section,
+    pack_message,
     pack_name,
+    unpack_message,
     unpack_name,
 )
 
@@ -77,7 +86,7 @@ class SegmentWriter:
 
     MAGIC: ClassVar[int]
     CELLS: ClassVar[int]
-    __slots__ = ("_cells", "_fd", "_map", "_pid", "nonce", "path")
+    __slots__ = ("_cells", "_fd", "_map", "_pid", "nonce", "path", "reload")
 
     def __init__(self, path: str, config_digest: str, now_ns: int) -> None:
         """Make the file; its caller holds the daemon's lock. Raises SegmentError."""
@@ -85,6 +94,7 @@ class SegmentWriter:
         draft = f"{path}.new"
         size = self.CELLS * CELL_BYTES
         self.path = path
+        self.reload = Reload()
         self._pid = os.getpid()
         try:
             if os.path.lexists(draft):
@@ -139,6 +149,34 @@ class SegmentWriter:
         write_row(self._cells, H_SEQ, pack_name(config_digest))
         self.bump()
 
+    def begin_reload(self) -> None:
+        """The daemon was told to read its configuration anew."""
+        self._put_reload(msgspec.structs.replace(self.reload, begun=self.reload.begun + 1))
+
+    def end_reload(self, result: ReloadResult, now_ns: int, message: str = "") -> None:
+        """How it went; nothing is changed while none is under way."""
+        last = self.reload
+        if not last.is_under_way:
+            return
+        is_applied = result is ReloadResult.APPLIED
+        self._put_reload(
+            Reload(
+                last.begun,
+                result,
+                now_ns,
+                now_ns if is_applied else last.applied_ns,
+                last.applied + is_applied,
+                last.refused + (result is ReloadResult.REFUSED),
+                last.rolled_back + (result is ReloadResult.ROLLED_BACK),
+                message,
+            )
+        )
+
+    def _put_reload(self, reload: Reload) -> None:
+        self.reload = reload
+        *numbers, message = msgspec.structs.astuple(reload)
+        write_row(self._cells, H_RELOAD_SEQ, (*numbers, *pack_message(message)))
+
     def bump(self) -> None:
         """Say that rows have changed; after they have."""
         self._cells[H_GENERATION] += 1
@@ -178,7 +216,7 @@ class SegmentView:
 
     MAGIC: ClassVar[int]
     CELLS: ClassVar[int]
-    __slots__ = ("_cells", "_digest", "_map", "_nonce", "_status", "path", "problem")
+    __slots__ = ("_cells", "_digest", "_map", "_nonce", "_reload", "_status", "path", "problem")
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -188,6 +226,7 @@ class SegmentView:
         self._status: os.stat_result | None = None
         self._nonce = 0
         self._digest = ""
+        self._reload = Reload()
 
     def attach(self) -> bool:
         """Map what is at the path now. False: nothing there, or nothing of ours; `problem` says which."""
@@ -219,6 +258,7 @@ class SegmentView:
         self._map = self._status = None
         self._nonce = 0
         self._digest = ""
+        self._reload = Reload()
         self._forget()
 
     @property
@@ -252,6 +292,17 @@ class SegmentView:
         if row is not None:
             self._digest = unpack_name(row)
         return self._digest
+
+    @property
+    def reload(self) -> Reload:
+        """How the daemon's reloads went."""
+        row = read_row(self._cells, H_RELOAD_SEQ, RELOAD_NUMBERS + MESSAGE_CELLS)
+        if row is not None:
+            begun, result, at_ns, applied_ns, applied, refused, rolled_back = row[:RELOAD_NUMBERS]
+            known = ReloadResult(result) if result <= ReloadResult.ROLLED_BACK else ReloadResult.NONE
+            message = unpack_message(row[RELOAD_NUMBERS:])
+            self._reload = Reload(begun, known, at_ns, applied_ns, applied, refused, rolled_back, message)
+        return self._reload
 
     def _forget(self) -> None:
         """Drop last good values: they were another file's."""

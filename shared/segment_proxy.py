@@ -15,14 +15,24 @@ from collections.abc import Iterable, Sequence
 from shared.clock import MS, now_ns
 from shared.defaults import ROUTE_ROWS, UPSTREAM_ROWS, WORKER_SLOTS, WORKER_STALE_MS
 from shared.errors import SegmentError
-from shared.metrics import ROUTE_GAUGES, WORKER_GAUGES
+from shared.metrics import LIMIT_GAUGES, ROUTE_GAUGES, WORKER_GAUGES
+from shared.segment_buckets import Limits
 from shared.segment_file import SegmentWriter, read_names, write_row
+from shared.segment_limits import LimitSpec, LimitTable
 from shared.wire.segment import (
     GONE_SLOT,
     H_FOLD_SEQ,
     H_ROWS,
     H_STATE,
     H_UPSTREAMS,
+    LH_ROWS,
+    LH_SEED,
+    LH_SLOTS,
+    LIMIT_COUNTS,
+    LIMIT_HEAD,
+    LIMIT_SLOTS,
+    LIMITS,
+    LS_USES,
     MAGIC_PROXY,
     NAME_CELLS,
     PROXY_CELLS,
@@ -49,13 +59,14 @@ _STALE_NS = WORKER_STALE_MS * MS
 class WorkerSlot:
     """One worker's row and cells. Only the process that claimed it writes them."""
 
-    __slots__ = ("_row", "_whole", "cells", "index")
+    __slots__ = ("_row", "_whole", "cells", "fd", "index")
 
-    def __init__(self, whole: "memoryview[int]", index: int) -> None:
+    def __init__(self, whole: "memoryview[int]", index: int, fd: int = -1) -> None:
         if not 0 <= index < WORKER_SLOTS:
             raise SegmentError(f"worker slot {index} is not one of {WORKER_SLOTS}")
         row = WORKER_ROWS.at + index * WORKER_ROWS.row_cells
         self.index = index
+        self.fd = fd  # of the file, for locks on it
         self._whole = whole
         self._row = whole[row : row + WORKER_ROWS.row_cells]
         # Worker-wide cells, W_* of shared/metrics.py: `slot.cells[W_REQUESTS] += 1`.
@@ -90,6 +101,10 @@ class WorkerSlot:
         """The names of the upstream rows."""
         return read_names(self._whole, UPSTREAM_NAMES, self._whole[H_UPSTREAMS])
 
+    def limits(self) -> Limits:
+        """The limits as this worker asks them."""
+        return Limits(self._whole, self.fd, self.index)
+
     def route_cells(self, row: int) -> "memoryview[int]":
         """One route's block, R_* of shared/metrics.py."""
         if not 0 <= row < ROUTE_ROWS:
@@ -119,22 +134,35 @@ class ProxyWriter(SegmentWriter):
 
     MAGIC = MAGIC_PROXY
     CELLS = PROXY_CELLS
-    __slots__ = ("_reserved", "_routes", "_upstreams")
+    __slots__ = ("_limits", "_reserved", "_reserved_limits", "_routes", "_upstreams")
 
     def __init__(
-        self, path: str, config_digest: str, now: int, routes: Sequence[str], upstreams: Sequence[str]
+        self,
+        path: str,
+        config_digest: str,
+        now: int,
+        routes: Sequence[str],
+        upstreams: Sequence[str],
+        limits: Sequence[LimitSpec] = (),
     ) -> None:
         self._routes = tuple(routes)
         self._upstreams = tuple(upstreams)
         self._reserved: dict[int, int] = {}  # slot -> routes that its memory reaches to
+        self._limits = tuple(limits)
+        self._reserved_limits: set[int] = set()  # slots with memory for limits; none while there are no limits
         super().__init__(path, config_digest, now)
 
     @classmethod
     def create(
-        cls, path: str, config_digest: str, routes: Sequence[str], upstreams: Sequence[str] = ()
+        cls,
+        path: str,
+        config_digest: str,
+        routes: Sequence[str],
+        upstreams: Sequence[str] = (),
+        limits: Sequence[LimitSpec] = (),
     ) -> "ProxyWriter":
         """Make the file; row i is the i-th route. Raises SegmentError."""
-        return cls(path, config_digest, now_ns(), routes, upstreams)
+        return cls(path, config_digest, now_ns(), routes, upstreams, limits)
 
     def _fill(self) -> None:
         self.reserve(0, SLOTS.at)
@@ -142,10 +170,22 @@ class ProxyWriter(SegmentWriter):
         routes, self._routes = self._routes, ()
         upstreams, self._upstreams = self._upstreams, ()
         self._add_names(routes, upstreams)
+        self.reserve(LIMIT_HEAD.at, LIMIT_HEAD.row_cells)
+        for at in range(LIMIT_HEAD.at + LH_SEED, LIMIT_HEAD.at + LH_SEED + 2):
+            self._cells[at] = int.from_bytes(os.urandom(8), "little")
+        limits, self._limits = self._limits, ()
+        self._set_limits(limits)
 
-    def reconfigure(self, config_digest: str, routes: Sequence[str], upstreams: Sequence[str] = ()) -> None:
+    def reconfigure(
+        self,
+        config_digest: str,
+        routes: Sequence[str],
+        upstreams: Sequence[str] = (),
+        limits: Sequence[LimitSpec] = (),
+    ) -> None:
         """After a reload: known names keep their rows and counts, new ones get the next. Raises SegmentError."""
         self._add_names(routes, upstreams)
+        self._set_limits(limits)
         self.set_config_digest(config_digest)
 
     def set_state(self, state: WorkerState) -> None:
@@ -154,9 +194,11 @@ class ProxyWriter(SegmentWriter):
 
     def slot(self, index: int) -> WorkerSlot:
         """A slot's row and cells. In the arbiter before the fork, for its memory, and in the worker after it."""
-        slot = WorkerSlot(self._cells, index)
+        slot = WorkerSlot(self._cells, index, self._fd)
         if self._reserved.get(index) != len(self._routes) and os.getpid() == self._pid:
             self._reserve_slot(index)
+        if os.getpid() == self._pid:
+            self._reserve_limits(index)
         return slot
 
     def free_slot(self, slot: WorkerSlot | int) -> None:
@@ -184,6 +226,8 @@ class ProxyWriter(SegmentWriter):
                 cells[start + at] = 0
                 kept = gone + SLOT_UPSTREAMS + at
                 cells[kept] = max(cells[kept], value)  # times, not counts
+        if index in self._reserved_limits:
+            self._fold_limits(index)
         row = WORKER_ROWS.at + index * WORKER_ROWS.row_cells
         cells[row + WR_STATE] = WorkerState.FREE
         cells[row + WR_BEAT_NS] = 0
@@ -206,6 +250,39 @@ class ProxyWriter(SegmentWriter):
         self._reserve_slot(GONE_SLOT)
         self._cells[H_ROWS] = len(self._routes)  # last: a name is complete before it is counted
         self._cells[H_UPSTREAMS] = len(self._upstreams)
+
+    def _set_limits(self, limits: Sequence[LimitSpec]) -> None:
+        table = LimitTable(self._cells, self._fd)
+        if limits and GONE_SLOT not in self._reserved_limits:
+            self.reserve(LIMITS.at, LIMIT_SLOTS.at - LIMITS.at)
+            for index in (GONE_SLOT, *sorted(self._reserved)):
+                self._reserve_limits(index, True)
+        if limits or self._cells[LIMIT_HEAD.at + LH_ROWS]:
+            table.configure(limits)
+
+    def _reserve_limits(self, index: int, begins: bool = False) -> None:
+        """A slot's counts and uses, where there are limits at all."""
+        if index in self._reserved_limits or not (begins or GONE_SLOT in self._reserved_limits):
+            return
+        self.reserve(LIMIT_SLOTS.at + index * LIMIT_SLOTS.row_cells, LIMIT_SLOTS.row_cells)
+        self._reserved_limits.add(index)
+        if index != GONE_SLOT:
+            at = LIMIT_HEAD.at + LH_SLOTS
+            self._cells[at] = max(self._cells[at], index + 1)
+
+    def _fold_limits(self, index: int) -> None:
+        """Keep a gone worker's counts; what it had under way is over."""
+        cells = self._cells
+        own = LIMIT_SLOTS.at + index * LIMIT_SLOTS.row_cells
+        gone = LIMIT_SLOTS.at + GONE_SLOT * LIMIT_SLOTS.row_cells
+        used = cells[LIMIT_HEAD.at + LH_ROWS] * LIMIT_COUNTS
+        for at, value in enumerate(cells[own : own + used].tolist()):
+            if value:
+                cells[own + at] = 0
+                if at % LIMIT_COUNTS not in LIMIT_GAUGES:
+                    cells[gone + at] += value
+        uses = own + LS_USES
+        cells[uses : own + LIMIT_SLOTS.row_cells] = memoryview(bytes((LIMIT_SLOTS.row_cells - LS_USES) * 8)).cast("Q")
 
     def _put_names(self, section: Section, used: int, names: Iterable[tuple[int, ...]]) -> None:
         for row, name in enumerate(names, used):

@@ -7,13 +7,16 @@ Kind: IO.
 """
 
 import os
+from collections.abc import Callable, Generator, Sequence
 from operator import add
 
 import msgspec
 
 from shared.clock import MS
-from shared.defaults import SEGMENT_READ_TRIES, WORKER_SLOTS, WORKER_STALE_MS
+from shared.defaults import SEGMENT_PIECE_CELLS, SEGMENT_READ_TRIES, WORKER_SLOTS, WORKER_STALE_MS
+from shared.segment_buckets import active_keys
 from shared.segment_file import SegmentView, read_names, read_row
+from shared.segment_limits import LimitRow, read_limits
 from shared.wire.segment import (
     GONE_SLOT,
     H_BEAT_NS,
@@ -21,7 +24,10 @@ from shared.wire.segment import (
     H_ROWS,
     H_STATE,
     H_UPSTREAMS,
+    LIMIT_COUNTS,
+    LIMIT_SLOTS,
     MAGIC_PROXY,
+    NAME_CELLS,
     PROXY_CELLS,
     ROUTE_CELLS,
     ROUTE_NAMES,
@@ -40,6 +46,7 @@ from shared.wire.segment import (
 )
 
 _STALE_NS = WORKER_STALE_MS * MS
+_BEGIN_AGAIN = 3  # sums, when the proxy was started anew in the middle of them
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -96,6 +103,32 @@ class ProxyView(SegmentView):
         """By row."""
         return read_names(self._cells, UPSTREAM_NAMES, self._cells[H_UPSTREAMS])
 
+    def limits(self) -> list[LimitRow]:
+        """By row, also those that no route has any more."""
+        return read_limits(self._cells) if self.is_mapped else []
+
+    def limit_counts(self, limits: Sequence[LimitRow]) -> list[list[int]]:
+        """Per row of the table: L_* over all workers; all 0 while a fold goes on without end."""
+        cells = self._cells
+        count = len(limits) * LIMIT_COUNTS
+        sums = [0] * count
+        for _ in range(SEGMENT_READ_TRIES if count and self.is_mapped else 0):
+            before = cells[H_FOLD_SEQ]
+            if not before & 1:
+                states = (cells[WORKER_ROWS.at + s * WORKER_ROWS.row_cells + WR_STATE] for s in range(WORKER_SLOTS))
+                sums = [0] * count
+                for slot in (GONE_SLOT, *(slot for slot, state in enumerate(states) if state != WorkerState.FREE)):
+                    start = LIMIT_SLOTS.at + slot * LIMIT_SLOTS.row_cells
+                    sums = list(map(add, sums, cells[start : start + count].tolist()))
+                if cells[H_FOLD_SEQ] == before:
+                    break
+            os.sched_yield()
+        return [sums[at : at + LIMIT_COUNTS] for at in range(0, count, LIMIT_COUNTS)]
+
+    def active_keys(self, limits: Sequence[LimitRow], now_ns: int) -> list[int]:
+        """Per row of the table: how many keys have a bucket that is not full. Looks at all buckets: milliseconds."""
+        return active_keys(self._cells, limits, now_ns) if limits and self.is_mapped else []
+
     def workers(self) -> list[WorkerRow]:
         """Every claimed slot, in order."""
         if not self.is_mapped:
@@ -118,40 +151,79 @@ class ProxyView(SegmentView):
 
     def totals(self) -> Totals | None:
         """The sums now; while a fold goes on the last ones; None = there never were any."""
-        if not self.is_mapped:
+        adding = self.adding_up()
+        try:
+            while True:
+                next(adding)
+        except StopIteration as end:
+            found: Totals | None = end.value
+            return found
+
+    def adding_up(self) -> Generator[None, None, Totals | None]:
+        """`totals` for somebody who may not stand still: a step adds up about SEGMENT_PIECE_CELLS cells.
+
+        A fold moves counts of all routes, and each step sees it done or not begun; so every single sum is right.
+        """
+        for _ in range(_BEGIN_AGAIN):
+            if not self.is_mapped:
+                return None
+            cells = self._cells
+            found = yield from self._sums(cells)
+            if cells is self._cells:  # else another proxy came meanwhile: begin again
+                if found is not None:
+                    self._good_totals = found
+                break
+        return self._good_totals
+
+    def _sums(self, cells: "memoryview[int]") -> Generator[None, None, Totals | None]:
+        """None = a fold went on all the time, or the file was let go of."""
+        used, upstreams = cells[H_ROWS], self.upstreams
+        found = self._steadily(cells, 0, WORKER_CELLS, add)
+        rows = self._steadily(cells, SLOT_UPSTREAMS, len(upstreams) * UPSTREAM_CELLS, max)
+        if found is None or rows is None:
             return None
-        cells = self._cells
+        routes: dict[str, list[int]] = {}
+        step = max(1, SEGMENT_PIECE_CELLS // (ROUTE_CELLS * found[1]))
+        for first in range(0, used, step):
+            yield
+            if cells is not self._cells:
+                return None
+            last = min(used, first + step)
+            begins = (ROUTE_NAMES.at + row * NAME_CELLS for row in range(first, last))
+            names = [unpack_name(cells[at : at + NAME_CELLS].tolist()) for at in begins]
+            blocks = self._steadily(cells, SLOT_ROUTES + first * ROUTE_CELLS, (last - first) * ROUTE_CELLS, add)
+            if blocks is None:
+                return None
+            sums = blocks[0]
+            routes.update((name, sums[i * ROUTE_CELLS : (i + 1) * ROUTE_CELLS]) for i, name in enumerate(names))
+        yield
+        latest = rows[0]
+        return Totals(
+            found[0],
+            routes,
+            {name: latest[i * UPSTREAM_CELLS : (i + 1) * UPSTREAM_CELLS] for i, name in enumerate(upstreams)},
+        )
+
+    def _steadily(
+        self, cells: "memoryview[int]", at: int, count: int, together: Callable[[int, int], int]
+    ) -> tuple[list[int], int] | None:
+        """Cells `at` .. of all slots put together while no fold goes on, and of how many slots."""
         for _ in range(SEGMENT_READ_TRIES):
             before = cells[H_FOLD_SEQ]
             if not before & 1:
-                found = self._sum()
+                # A cell of a slot that nobody uses is a hole in the file, and reading it would fill the hole.
+                states = (
+                    cells[WORKER_ROWS.at + slot * WORKER_ROWS.row_cells + WR_STATE] for slot in range(WORKER_SLOTS)
+                )
+                slots = [GONE_SLOT, *(slot for slot, state in enumerate(states) if state != WorkerState.FREE)]
+                sums = [0] * count
+                for slot in slots:
+                    start = slot_area(slot) + at
+                    sums = list(map(together, sums, cells[start : start + count].tolist()))
                 if cells[H_FOLD_SEQ] == before:
-                    self._good_totals = found
-                    break
+                    return sums, len(slots)
             os.sched_yield()  # a fold takes a millisecond, and its process may be waiting for this core
-        return self._good_totals
-
-    def _sum(self) -> Totals:
-        cells = self._cells
-        routes, upstreams = self.routes, self.upstreams
-        states = (cells[WORKER_ROWS.at + slot * WORKER_ROWS.row_cells + WR_STATE] for slot in range(WORKER_SLOTS))
-        # A cell of a slot that nobody uses is a hole in the file, and reading it would fill the hole.
-        slots = [GONE_SLOT, *(slot for slot, state in enumerate(states) if state != WorkerState.FREE)]
-        worker = [0] * WORKER_CELLS
-        blocks = [0] * (len(routes) * ROUTE_CELLS)
-        rows = [0] * (len(upstreams) * UPSTREAM_CELLS)
-        for slot in slots:
-            at = slot_area(slot)
-            worker = list(map(add, worker, cells[at : at + len(worker)].tolist()))
-            at += SLOT_ROUTES
-            blocks = list(map(add, blocks, cells[at : at + len(blocks)].tolist()))
-            at += SLOT_UPSTREAMS - SLOT_ROUTES
-            rows = list(map(max, rows, cells[at : at + len(rows)].tolist()))
-        return Totals(
-            worker,
-            {name: blocks[i * ROUTE_CELLS : (i + 1) * ROUTE_CELLS] for i, name in enumerate(routes)},
-            {name: rows[i * UPSTREAM_CELLS : (i + 1) * UPSTREAM_CELLS] for i, name in enumerate(upstreams)},
-        )
+        return None
 
     def _forget(self) -> None:
         self._good_rows.clear()

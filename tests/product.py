@@ -1,6 +1,7 @@
 """Starts pieces of the product as real processes, with a config written for the test."""
 
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -72,6 +73,12 @@ class Proxy:
         host, _, port = line.rpartition(":")
         self.address = (host, int(port))
         return self
+
+    def rewrite(self, config: str) -> None:
+        """Another configuration in the same file, as an editor would leave it: whole. Nobody is told."""
+        draft = self.tmp / "wardgate.new"
+        draft.write_text(config + f'\n[runtime]\ndir = "{self.runtime}"\n[audit]\npath = "{self.tmp}"\n')
+        os.rename(draft, self.config)
 
     def _address(self) -> str:
         path = self.runtime / "proxy.addr"

@@ -25,7 +25,14 @@ from typing import Literal
 
 from agentd.audit.queue import AuditQueue
 from shared.clock import MS, S, now_ns
-from shared.defaults import AUDIT_FLUSH_MS, AUDIT_RECENT_S, AUDIT_RETRY_MS, AUDIT_STUCK_S
+from shared.defaults import (
+    AUDIT_FLUSH_MS,
+    AUDIT_QUEUE,
+    AUDIT_QUEUE_BYTES,
+    AUDIT_RECENT_S,
+    AUDIT_RETRY_MS,
+    AUDIT_STUCK_S,
+)
 
 _log = logging.getLogger("agentd.audit")
 FILE_NAME = "audit.jsonl"
@@ -43,6 +50,8 @@ class FileSink:
         retry_ms: int = AUDIT_RETRY_MS,
         write: Callable[[int, bytes], int] = os.write,
         clock: Callable[[], int] = now_ns,
+        queue_records: int = AUDIT_QUEUE,
+        queue_bytes: int = AUDIT_QUEUE_BYTES,
     ) -> None:
         self.path = os.path.join(directory, FILE_NAME)
         self.written = 0
@@ -58,7 +67,8 @@ class FileSink:
         self._must_reopen = False
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self.queue = AuditQueue(self._wake.set)
+        self._has_tried = threading.Event()
+        self.queue = AuditQueue(self._wake.set, queue_records, queue_bytes)
         self._thread = threading.Thread(target=self._run, name="audit-file", daemon=True)
 
     # --- the event loop's side ---------------------------------------------------------------------
@@ -67,6 +77,12 @@ class FileSink:
         """Start the thread, which opens the file at once: a wrong path shows before the first record."""
         self._wake.set()
         self._thread.start()
+
+    def why_not_open(self, timeout_s: float) -> str:
+        """Wait for the first try to open the file; "" = it is open. Not for the event loop."""
+        if not self._has_tried.wait(timeout_s):
+            return f"{self.path}: could not be opened within {timeout_s:g} s"
+        return self.error
 
     def put(self, record: "bytes | memoryview") -> bool:
         """Take over one encoded record; False = dropped or refused, and counted. Never waits."""
@@ -102,10 +118,15 @@ class FileSink:
         """(written, dropped or refused, waiting) for metrics."""
         return self.written, self.queue.dropped + self.queue.refused, len(self.queue)
 
+    def room(self) -> tuple[int, int, int]:
+        """(bytes waiting, how many records may wait, how many bytes may wait) for metrics."""
+        return self.queue.size_bytes, self.queue.max_records, self.queue.max_bytes
+
     # --- the thread's side -------------------------------------------------------------------------
 
     def _run(self) -> None:
         self._open()
+        self._has_tried.set()
         while True:
             self._wake.wait()
             self._stop.wait(self._flush_s)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from shared.defaults import VERDICT_CACHE_BYTES, VERDICT_CACHE_ENTRIES
+from shared.defaults import VERDICT_CACHE_BYTES, VERDICT_CACHE_ENTRIES, VERDICT_MAX_BYTES
 from shared.wire.messages import Screened, Verdict, decode_verdict, screen
 
 
@@ -40,6 +40,8 @@ class VerdictReader:
         return known
 
     def _screen(self, data: bytes, may_set_host: bool, body: bytes | None) -> Screened:
+        if len(data) > VERDICT_MAX_BYTES:
+            return Screened(malformed=f"{len(data)} bytes of JSON, at most {VERDICT_MAX_BYTES} are read")
         try:
             return screen(self._decode(data), self.agent, may_set_host, body)
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors

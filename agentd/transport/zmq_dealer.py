@@ -14,16 +14,18 @@ Kind: IO.
 import asyncio
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import zmq
 
+from agentd.gate import DOMAIN, Gate
 from agentd.lane import Lane
-from agentd.peers import Loop, MemoryGuard, Peer, Peers, Suspect
+from agentd.peers import Loop, MemoryGuard, Peer, Peers, Suspect, unread_bytes
 from agentd.registry import Registry
-from agentd.transport.zmq_reception import COMPONENT, Reception
+from agentd.transport.zmq_inbox import is_older, receiver, take_large
+from agentd.transport.zmq_reception import COMPONENT, Farewell, Reception, remembered_each
 from agentd.transport.zmq_session import V2Session
 from shared import log
 from shared.clock import MS, S, now_ns
@@ -38,52 +40,26 @@ from shared.defaults import (
     AGENT_PEERS_MAX,
     BACKLOG,
     HELLO_WITHIN_MS,
+    PENALTIES_MAX,
+    VERDICTS_LARGE_BYTES,
     ZMTP_HANDSHAKE_MS,
 )
 from shared.pump import Pump
 from shared.runtime import Runtime
 from shared.wire.agent_messages import Bye, RefuseCode
 from shared.wire.agent_zmq import pack
-from shared.wire.session import MAY_HAVE_CALLS, Due, Event, State
+from shared.wire.session import MAY_HAVE_CALLS, Due, State
 
 _VERDICTS = b"VERDICTS"
-# Sessions stop at AGENT_HWM by their own count. libzmq learns that messages were read in lumps of half the
-# mark, and counts WELCOME, PONG and the like: with twice as much it does not refuse what they let through.
-_SNDHWM = 2 * AGENT_HWM + 100
+_HWM_SLACK = 100  # messages of a session that it does not count: WELCOME, PONG and the like
 _EARLY_NS = AGENT_LOOK_MS * MS // 4  # a caller with a beat of the same length may come a little early
 
 
 _LAST_LOOKS = 20
-_NOBLOCK = int(zmq.NOBLOCK)
 
 
 class _NeverRaised(Exception):
     """For Pump: errors other than EAGAIN shall come through."""
-
-
-def _receiver(socket: "zmq.Socket[bytes]", known: Mapping[bytes, V2Session]) -> Callable[[], list[Any]]:
-    """Takes a message off the ROUTER: bytes from peers that are known, frames with their origin from others."""
-    recv = socket.recv
-
-    def receive() -> list[Any]:
-        routing_id = recv(_NOBLOCK)
-        frames: list[Any] = [routing_id]
-        is_known = routing_id in known
-        more = True
-        while more:
-            frame = recv(_NOBLOCK, False)
-            frames.append(frame.bytes if is_known else frame)
-            more = frame.more
-        return frames
-
-    return receive
-
-
-def _is_older(one: bytes, other: bytes) -> bool:
-    """Whether ZeroMQ made this routing id before the other: a zero byte and a number that counts up and round."""
-    if one[0] or other[0]:
-        return False
-    return 0 < (int.from_bytes(other, "big") - int.from_bytes(one, "big")) & 0xFFFF_FFFF < 1 << 31
 
 
 class V2Transport:
@@ -106,8 +82,10 @@ class V2Transport:
         heartbeat_ms: int = AGENT_HEARTBEAT_MS,
         guard: MemoryGuard | None = None,
         on_change: Callable[[], None] = lambda: None,
+        hwm: int = AGENT_HWM,
     ) -> None:
-        self.registry = Registry(agents, lanes)
+        self._hwm = hwm
+        self.registry = Registry(agents, lanes, hwm=hwm)
         self.clock = clock
         self.not_taken = 0  # messages that ZeroMQ refused: a full pipe, a peer that is gone
         self._reception = Reception(self.registry, self, clock, random_bytes, heartbeat_ms, on_change)
@@ -118,6 +96,8 @@ class V2Transport:
         self._heartbeat_ms = heartbeat_ms
         self.guard = MemoryGuard() if guard is None else guard  # V1Transport may share it
         self._marked: list[V2Session] = []
+        self._dead: dict[bytes, None] = {}  # routing ids of connections cut for what they did, the latest
+        self._gate: Gate | None = None
         self._pump: Pump | None = None
         self._peers: Peers | None = None
         self._looked_ns = 0
@@ -129,9 +109,12 @@ class V2Transport:
     def start(self) -> None:
         """Bind. The caller holds the runtime directory's lock: a second bind would steal the path."""
         socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
-            (zmq.SNDHWM, _SNDHWM),
+            # Sessions stop at runtime.agent_hwm by their own count. libzmq learns that messages were read in lumps of
+            # half the mark: with twice as much it does not refuse what they let through.
+            (zmq.SNDHWM, 2 * self._hwm + _HWM_SLACK),
             # None: once libzmq 4.3.5 stops reading a peer at the mark, a PING of that peer behind a broken
             # connection aborts the process (agentd/peers.py). What a peer may say is bounded by what it may say
             # in a second (Session.is_chatter) and by the memory guard instead.
@@ -156,10 +139,13 @@ class V2Transport:
         )
         old = os.umask(0o117)  # 0660; around bind alone, it would make directories untraversable
         try:
+            self._gate = Gate(self._context, self._loop, self.clock)
             socket.bind(self._runtime.agents_endpoint)
         except zmq.ZMQError:
             self._peers.close()
             socket.close(0)
+            if self._gate is not None:
+                self._gate.close()
             raise
         finally:
             os.umask(old)
@@ -173,7 +159,7 @@ class V2Transport:
             self._message,
             again=zmq.Again,
             error=_NeverRaised,
-            receive=_receiver(socket, self._sessions),
+            receive=receiver(socket, self._sessions, self._dead),
             linger_ms=AGENT_LINGER_MS,  # for the last BYE
         )
         self.guard.watch(self._suspects)
@@ -221,7 +207,7 @@ class V2Transport:
 
     def close(self) -> None:
         """Close now; what is in flight fails as Disconnected."""
-        if self._pump is None or self._peers is None:
+        if self._pump is None or self._peers is None or self._gate is None:
             return
         for session in list(self._sessions.values()):
             if session.wire.state in MAY_HAVE_CALLS or session.wire.state is State.CONFIGURING:
@@ -230,7 +216,8 @@ class V2Transport:
         self.guard.forget(self._suspects)
         self._peers.close()
         self._pump.close()
-        self._pump = self._peers = None
+        self._gate.close()
+        self._pump = self._peers = self._gate = None
         try:
             os.unlink(self._runtime.agents_socket)
         except FileNotFoundError:
@@ -247,6 +234,7 @@ class V2Transport:
             seat, state = session.seat, session.wire.state
             if seat is None or state in (State.HELLO, State.CHALLENGED, State.REFUSED):
                 continue
+            session.take_bounds()
             missing = seat.missing_events(session.hello.events)
             if seat in gone:
                 session.begin_drain(drain_deadline_ns)
@@ -256,14 +244,41 @@ class V2Transport:
             elif missing:
                 text = f"the configuration asks for {', '.join(missing)}"
                 self._reception.refuse(session, RefuseCode.MISSING_EVENTS, text)
-            elif session.config_version != seat.configuration.config_version:
-                self._reception.say(session, Event.RECONFIGURE, now)
-                session.pause()
+
+        self._reception.reconfigure(now)
+
+    def forget(self, agents: Collection[str], drain_deadline_ns: int) -> None:
+        """These agents are asked by nobody any more."""
+        for seat in self.registry.drop(agents):
+            for session in list(seat.sessions.values()):
+                if not session.is_draining:
+                    session.begin_drain(drain_deadline_ns)
+
+    def drain(self, session: V2Session, deadline_ns: int) -> None:
+        """An operator wants this one replaced: DRAIN, then BYE, and its process is not let in again for a while."""
+        self._reception.hold_out(session)
+        session.flush(self.clock())  # what it was asked before, before DRAIN
+        session.begin_drain(deadline_ns)
+        session.pause()  # whoever waits for a place may go elsewhere now
+
+    def farewell(self, session: V2Session) -> Farewell | None:
+        """How a draining session ended; None = it has not."""
+        return self._reception.farewells.get(session.session_id)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """For the admin API: every connection that has said something."""
         now = self.clock()
         return [session.snapshot(now) for session in self._sessions.values()]
+
+    @property
+    def memory_cuts(self) -> int:
+        """Connections cut because of a message without end."""
+        return self.guard.cuts
+
+    def local_connections(self) -> tuple[int, int, int]:
+        """(open, how many there may be, refused so far) of the agents' socket."""
+        peers = self._peers
+        return (len(peers.by_fd), peers.max_peers, peers.refused) if peers is not None else (0, 0, 0)
 
     @property
     def garbage(self) -> int:
@@ -283,15 +298,18 @@ class V2Transport:
         stood_still = now - self._looked_ns > self._heartbeat_ms * MS
         self._looked_ns = now
         self._next_look_ns = now + AGENT_LOOK_MS * MS
+        remembered = remembered_each(len(self._sessions))
         for session in list(self._sessions.values()):
             if stood_still:
                 session.wire.forgive(now)
+            session.remember(remembered)
             self._look(session, now)
         for peer in list(self._peers.by_fd.values()):
             if peer.owner is None and now - peer.accepted_ns >= HELLO_WITHIN_MS * MS:
                 self._cut(peer, "no HELLO in time")
         self.guard.look(now)
         self._reception.log.tick(now)
+        self._reception.reconfigure_more(now)
         self._tell_drained()
 
     def _look(self, session: V2Session, now: int) -> None:
@@ -313,6 +331,8 @@ class V2Transport:
     # --- in ---------------------------------------------------------------------------------------
 
     def _message(self, frames: list[Any]) -> None:
+        if not frames:
+            return
         session = self._sessions.get(frames[0])
         now = self.clock()
         if session is None:
@@ -322,7 +342,9 @@ class V2Transport:
             frames = [frames[0], *(frame.bytes for frame in frames[1:])]
         session.wire.heard(now)
         if frames[1] == _VERDICTS and session.wire.state in MAY_HAVE_CALLS:
-            wrong = session.take_verdicts(frames[2:], now)
+            is_large = len(frames) > 2 and len(frames[2]) > VERDICTS_LARGE_BYTES
+            take = partial(take_large, self.shut_out, session) if is_large else session.take_verdicts
+            wrong = take(frames[2:], now)
             if not wrong and not session.was_useful and session.wire.is_chatter(now):
                 wrong = "VERDICTS: too many for calls that nobody waits for"
             if wrong:
@@ -337,7 +359,7 @@ class V2Transport:
         if peer is None or peer.is_cut:
             return None
         # Left over from an earlier connection of the same process, whose fd this one has now?
-        if peer.owner is not None and _is_older(frames[0], peer.owner.routing_id):
+        if peer.owner is not None and is_older(frames[0], peer.owner.routing_id):
             return None
         return self._reception.open(peer, frames[0], peer.accepted_ns)
 
@@ -389,7 +411,21 @@ class V2Transport:
         self._reception.lost(session, reason)
         self._cut(peer, reason)
 
+    def shut_out(self, session: V2Session, reason: str) -> None:
+        """`drop`, and nothing that is left of it is looked at, nor may its process dial again for a while."""
+        if len(self._dead) >= PENALTIES_MAX:
+            del self._dead[next(iter(self._dead))]
+        self._dead[session.routing_id] = None
+        peer = session.peer
+        self._reception.lost(session, reason)
+        self._shut_out(peer, reason)
+
     # --- connections ------------------------------------------------------------------------------
+
+    def _shut_out(self, peer: Peer, reason: str) -> None:
+        if self._gate is not None:
+            self._gate.shut_out(peer.address)
+        self._cut(peer, reason)
 
     def _gone(self, peer: Peer) -> None:
         if peer.owner is not None:
@@ -405,11 +441,9 @@ class V2Transport:
 
     def _suspects(self) -> list[Suspect]:
         """For the memory guard: who has bytes under way."""
-        peers = self._peers
         found = []
-        for peer in list(peers.by_fd.values()) if peers is not None else ():
-            unread = peers.unread_bytes(peer) if peers is not None else 0
-            if unread:
-                seen_ns = peer.accepted_ns if peer.owner is None else peer.owner.wire.last_seen_ns
-                found.append(Suspect(unread, seen_ns, partial(self._cut, peer, "endless message")))
+        for peer in list(self._peers.by_fd.values()) if self._peers is not None else ():
+            seen_ns = peer.accepted_ns if peer.owner is None else peer.owner.wire.last_seen_ns
+            cut = partial(self._shut_out, peer, "endless message")
+            found.append(Suspect(unread_bytes(peer.fd, peer.inode), seen_ns, cut, peer))
         return found

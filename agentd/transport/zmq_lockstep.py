@@ -62,7 +62,9 @@ class Host(Protocol):
     loop: Loop
     clock: Callable[[], int]
     random: Callable[[], float]
-    on_change: Callable[[], None]
+
+    def on_change(self) -> None:
+        """A connection came up or went down."""
 
     def closed(self) -> None:
         """A connection has ended for good."""
@@ -101,12 +103,17 @@ class Link(Enum):
     CLOSED = "closed"
 
 
+def connection_name(number: int) -> str:
+    """For people."""
+    return f"connection-{number}"
+
+
 class V1Connection:
     """An `Instance` (agentd/call.py) whenever it is READY; `limit` is 1, that is lockstep."""
 
     def __init__(self, host: Host, settings: Agent, lane: Lane, reader: VerdictReader, number: int) -> None:
         # what the lane reads and keeps
-        self.name = f"connection-{number}"
+        self.name = connection_name(number)
         self.limit = 1
         self.calls: dict[str, Call] = {}
         self.pins = 0
@@ -115,6 +122,8 @@ class V1Connection:
         self.is_draining = False
         self.health = "healthy"
         self.load = 0.0
+        self.owes = 0
+        self.debt = 0
         # what it is
         self.settings = settings
         self.state = Link.WAITING
@@ -323,6 +332,7 @@ class V1Connection:
             return
         self._back_off.reset()
         self._told = self.reason = ""
+        self.owes = min(self.owes, 1)
         self._enter(Link.READY, self.last_seen_ns, 0)
         log.line(
             _COMPONENT,

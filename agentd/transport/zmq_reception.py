@@ -10,14 +10,26 @@ Kind: IO (the transport sends).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agentd.peers import Peer
 from agentd.registry import RETRY_AFTER_MS, No, Registry
 from agentd.transport.zmq_session import Outbox, V2Session
 from shared import log
-from shared.clock import MS
-from shared.defaults import AGENT_LOG_LINES_PER_S, HELLO_RETRY_MS, HELLO_WITHIN_MS, PENALTIES_MAX, REFUSED_LINGER_MS
+from shared.clock import MS, S
+from shared.defaults import (
+    AGENT_ENDED_LEAST,
+    AGENT_ENDED_REMEMBERED,
+    AGENT_ENDED_TOTAL,
+    AGENT_LOG_LINES_PER_S,
+    DRAINED_HELD_OUT_S,
+    DRAINS_REMEMBERED,
+    HELLO_RETRY_MS,
+    HELLO_WITHIN_MS,
+    PENALTIES_MAX,
+    RECONFIGURE_WITHIN_MS,
+    REFUSED_LINGER_MS,
+)
 from shared.errors import WireError
 from shared.wire.agent_messages import (
     NONCE_BYTES,
@@ -47,11 +59,23 @@ from shared.wire.session import Event, Session, State
 COMPONENT = "agentd.agents"
 
 
+class Farewell(NamedTuple):
+    """How a session ended that was draining, with what was left of it."""
+
+    is_finished: bool  # by our BYE
+    reason: str
+    calls: int
+    pins: int
+
+
 class Door(Outbox, Protocol):
     """What the reception needs of its transport, beside what sessions need."""
 
     def last_words(self, session: V2Session, frames: Sequence[bytes]) -> None:
         """Send; whether it arrives changes nothing."""
+
+    def shut_out(self, session: V2Session, reason: str) -> None:
+        """End session and connection, and take no other of that process for a while."""
 
 
 class Reception:
@@ -76,6 +100,9 @@ class Reception:
         self._heartbeat_ms = heartbeat_ms
         self._on_change = on_change
         self._penalties: dict[tuple[int, int], int] = {}  # (uid, pid) -> until when it is not listened to
+        self._has_more = False  # instances wait for their turn to get a reload's CONFIG
+        self.farewells: dict[str, Farewell] = {}  # by session id; the last DRAINS_REMEMBERED
+        self._held_out: dict[tuple[int, int, str, str], int] = {}  # uid, pid, agent, instance -> until when
 
     def open(self, peer: Peer, routing_id: bytes, since_ns: int) -> V2Session:
         """A connection begins to talk."""
@@ -94,7 +121,9 @@ class Reception:
         wire = session.wire
         state = wire.state
         if state is State.REFUSED and (frames[0] != b"HELLO" or session.retry_at_ns is None):
-            return  # it may not have read yet that it was refused
+            if wire.is_flood(now):  # else it may not have read yet that it was refused
+                self._door.shut_out(session, "it floods us")
+            return
         if wire.is_chatter(now):
             self.bad(session, "more messages a second than an agent has reason to send", now)
             return
@@ -155,6 +184,10 @@ class Reception:
         if until > now:
             self.refuse(session, RefuseCode.MALFORMED, "too many bad messages", retry_ms=(until - now) // MS + 1)
             return
+        if self._is_held_out(session.peer, hello, now):
+            session.hello = hello
+            self.refuse(session, RefuseCode.DRAINED, "an operator has drained this instance, to replace its process")
+            return
         if session.routing_id[0] != 0:  # those that ZeroMQ makes begin with a zero byte
             self.refuse(session, RefuseCode.PROTOCOL, "agents set no routing id of their own")
             return
@@ -169,6 +202,16 @@ class Reception:
             self.say(session, Event.CHALLENGE, now)
         else:
             self._welcome(session, now)
+
+    def hold_out(self, session: V2Session) -> None:
+        """It was drained to be replaced: the process that leaves shall not come back as what it was."""
+        peer, now = session.peer, self._clock()
+        if peer.pid > 0:  # 0: of another pid namespace, and then so are many
+            self._held_out = {key: until for key, until in self._held_out.items() if until > now}
+            self._held_out[_who(peer, session.hello)] = now + DRAINED_HELD_OUT_S * S
+
+    def _is_held_out(self, peer: Peer, hello: Hello, now: int) -> bool:
+        return bool(self._held_out) and self._held_out.get(_who(peer, hello), 0) > now
 
     def _proof(self, session: V2Session, mac: bytes, now: int) -> None:
         if session.wire.state is not State.CHALLENGED:
@@ -199,6 +242,7 @@ class Reception:
         elif state is State.RECONFIGURING:
             self.say(session, Event.ACCEPT, now)
             session.pause()
+            self.reconfigure_more(now)
         elif state is State.CONFIGURING:
             self.say(session, Event.ACCEPT, now)
             self.log.line(
@@ -213,6 +257,33 @@ class Reception:
             session.pause()
             seat.lane.instance_up(session)
             self._on_change()
+
+    # --- a reload --------------------------------------------------------------------------------
+
+    def reconfigure(self, now: int) -> None:
+        """CONFIG to whoever has an earlier one, an agent's instances one after the other: the rest goes on."""
+        late_ns = now - RECONFIGURE_WITHIN_MS * MS
+        sessions = list(self.sessions.values())
+        busy = {s.seat for s in sessions if s.wire.state is State.RECONFIGURING and s.wire.since_ns > late_ns}
+        self._has_more = False
+        for session in sessions:
+            seat, state = session.seat, session.wire.state
+            if seat is None or state not in (State.CONFIGURING, State.READY, State.RECONFIGURING):
+                continue
+            if session.config_version == seat.configuration.config_version:
+                continue
+            if state is State.READY and seat in busy:
+                self._has_more = True
+                continue
+            if state is State.READY:
+                busy.add(seat)
+            self.say(session, Event.RECONFIGURE, now)
+            session.pause()
+
+    def reconfigure_more(self, now: int) -> None:
+        """Perhaps the next one's turn has come."""
+        if self._has_more:
+            self.reconfigure(now)
 
     # --- what is said to them ---------------------------------------------------------------------
 
@@ -296,7 +367,7 @@ class Reception:
         """Its drain is over: BYE."""
         session.wire.feed(Event.DONE, self._clock())
         self._door.last_words(session, pack(Bye()))
-        self.end(session, "drained")
+        self.end(session, "drained", is_finished=True)
 
     def lost(self, session: V2Session, reason: str) -> None:
         """The session is over; the connection, if it is still there, may begin another."""
@@ -304,8 +375,12 @@ class Reception:
             session.wire.feed(Event.LOST, self._clock())
         self.end(session, reason)
 
-    def end(self, session: V2Session, reason: str) -> None:
+    def end(self, session: V2Session, reason: str, *, is_finished: bool = False) -> None:
         """Forget it; a connection that stays has HELLO_WITHIN_MS for another HELLO."""
+        if session.is_draining and session.session_id not in self.farewells:
+            if len(self.farewells) >= DRAINS_REMEMBERED:
+                del self.farewells[next(iter(self.farewells))]
+            self.farewells[session.session_id] = Farewell(is_finished, reason, len(session.calls), session.pins)
         if self.sessions.get(session.routing_id) is session:
             del self.sessions[session.routing_id]
         if session.peer.owner is session:
@@ -329,3 +404,12 @@ class Reception:
             )
             seat.lane.instance_down(session, reason)
             self._on_change()
+
+
+def _who(peer: Peer, hello: Hello) -> tuple[int, int, str, str]:
+    return peer.uid, peer.pid, hello.agent, hello.instance
+
+
+def remembered_each(sessions: int) -> int:
+    """How many ended calls each of so many sessions remembers."""
+    return max(AGENT_ENDED_LEAST, min(AGENT_ENDED_REMEMBERED, AGENT_ENDED_TOTAL // max(1, sessions)))

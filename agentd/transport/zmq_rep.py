@@ -8,8 +8,10 @@ Kind: IO.
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from itertools import count, islice
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -17,11 +19,21 @@ from agentd.lane import Lane
 from agentd.peers import Loop, MemoryGuard, Suspect, unread_bytes
 from agentd.registry import configuration
 from agentd.transport.verdicts import VerdictReader
-from agentd.transport.zmq_lockstep import Link, V1Connection
-from shared.clock import S, now_ns
+from agentd.transport.zmq_lockstep import Link, V1Connection, connection_name
+from shared import log
+from shared.clock import MS, S, now_ns
 from shared.config.schema import Agent
-from shared.defaults import AGENT_LOOK_MS
+from shared.defaults import AGENT_LOOK_MS, V1_HANDOVER_MS
 from shared.wire.agent_zmq import decode_v1_verdict
+
+
+class _Handover(NamedTuple):
+    """Old connections of an agent that serve until the new ones are up."""
+
+    old: list[V1Connection]
+    new: list[V1Connection]
+    until_ns: int
+    patience_ns: int  # for what the old ones know, once they drain
 
 
 class V1Transport:
@@ -43,9 +55,10 @@ class V1Transport:
         self.loop = loop
         self.clock = clock
         self.random = random
-        self.on_change = on_change
+        self._tell_change = on_change
         self.connections: list[V1Connection] = []
         self._guard = guard
+        self._handovers: dict[str, _Handover] = {}  # by agent
         self._drained: asyncio.Future[None] | None = None
         self._add(agents, lanes)
 
@@ -54,7 +67,9 @@ class V1Transport:
         for agent in agents:
             if agent.protocol == "zmq-v1":
                 reader = VerdictReader(agent.name, decode_v1_verdict)
-                for number in range(1, agent.connections + 1):
+                taken = {c.name for c in self.connections if c.settings.name == agent.name}
+                free = (number for number in count(1) if connection_name(number) not in taken)
+                for number in islice(free, agent.connections):
                     made.append(V1Connection(self, agent, lanes[agent.name], reader, number))
         self.connections += made
         return made
@@ -75,24 +90,68 @@ class V1Transport:
         """Dial and give up what is due; call it at next_wakeup_ns or any time later."""
         for connection in self.connections:
             connection.on_time(now)
+        if self._handovers:
+            self._hand_over(now)
 
     def configure(self, agents: Iterable[Agent], lanes: Mapping[str, Lane], drain_deadline_ns: int) -> None:
-        """Another configuration: agents whose endpoint, connections or own table changed are drained and dialled
-        anew; the others are left alone."""
+        """Another configuration: agents whose endpoint, connections or own table changed are dialled anew, and the
+        old connections drained when the new ones are up; the others are left alone."""
         wanted = {agent.name: agent for agent in agents if agent.protocol == "zmq-v1"}
-        kept: set[str] = set()
-        self.connections = [c for c in self.connections if c.state is not Link.CLOSED]
-        for connection in self.connections:
-            agent = wanted.get(connection.settings.name)
-            if connection.is_draining:
-                continue
-            if agent is not None and _is_same(agent, connection.settings):
-                kept.add(agent.name)
-            else:
-                connection.begin_drain(drain_deadline_ns)
         now = self.clock()
-        for connection in self._add([agent for name, agent in wanted.items() if name not in kept], lanes):
-            connection.on_time(now)
+        self.connections = [c for c in self.connections if c.state is not Link.CLOSED]
+        self.forget({c.settings.name for c in self.connections} - wanted.keys(), drain_deadline_ns)
+        for name, agent in wanted.items():
+            known = self._handovers.pop(name, None)
+            leaving = known.old if known is not None else []
+            current = [c for c in self.connections if c.settings.name == name and not c.is_draining]
+            latest = [c for c in current if c not in leaving]
+            if latest and _is_same(agent, latest[0].settings):
+                if known is not None:
+                    self._handovers[name] = known
+                continue
+            new = self._add([agent], lanes)
+            for connection in new:
+                connection.on_time(now)
+            for connection in current:
+                if not connection.is_live:
+                    connection.begin_drain(drain_deadline_ns)  # nothing is lost with it
+            old = [c for c in current if c.is_live]
+            if old:
+                self._handovers[name] = _Handover(old, new, now + V1_HANDOVER_MS * MS, drain_deadline_ns - now)
+
+    def forget(self, agents: Collection[str], drain_deadline_ns: int) -> None:
+        """These agents are asked by nobody any more."""
+        for connection in self.connections:
+            name = connection.settings.name
+            if name in agents:
+                self._handovers.pop(name, None)
+                if not connection.is_draining:
+                    connection.begin_drain(drain_deadline_ns)
+
+    @property
+    def names(self) -> set[str]:
+        """Agents with connections that are not about to end."""
+        return {c.settings.name for c in self.connections if not c.is_draining and c.state is not Link.CLOSED}
+
+    def on_change(self) -> None:
+        """A connection came up or went down."""
+        self._tell_change()
+        if self._handovers:
+            self.loop.call_soon(partial(self._hand_over, self.clock()))
+
+    def _hand_over(self, now: int) -> None:
+        """Let the old connections go where all new ones are up, or have not come up for too long."""
+        for name, handover in list(self._handovers.items()):
+            is_up = all(connection.state is Link.READY for connection in handover.new)
+            if not is_up and now < handover.until_ns:
+                continue
+            if not is_up:
+                text = "the new connections are not up in time; the old ones are drained"
+                log.line("agentd.agents", log.WARNING, text, agent=name)
+            del self._handovers[name]
+            for connection in handover.old:
+                if not connection.is_draining and connection.state is not Link.CLOSED:
+                    connection.begin_drain(now + handover.patience_ns)
 
     @property
     def is_drained(self) -> bool:
@@ -132,8 +191,7 @@ class V1Transport:
         found = []
         for connection in self.connections:
             unread = unread_bytes(connection.fd, connection.inode) if connection.fd >= 0 else 0
-            if unread:
-                found.append(Suspect(unread, connection.last_seen_ns, connection.cut))
+            found.append(Suspect(unread, connection.last_seen_ns, connection.cut, connection))
         return found
 
 

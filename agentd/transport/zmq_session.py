@@ -27,6 +27,7 @@ from shared.defaults import (
     AGENT_MAX_MESSAGE_BYTES,
     DRAIN_DEADLINE_MS,
     SESSION_MAX_BYTES,
+    VERDICTS_MAX_ENTRIES,
 )
 from shared.errors import WireError
 from shared.wire.agent_messages import Cancel, Drain, Hello, Ping, VerdictEntry
@@ -39,8 +40,6 @@ _SENT = CallState.SENT
 _WELCOMED = MAY_HAVE_CALLS | {State.CONFIGURING}
 _ROW_BYTES = 64  # of a call's id, budget and punctuation in EVENTS, rounded up
 _EVENTS_MAX_BYTES = AGENT_MAX_MESSAGE_BYTES - 4_096
-_BYTES_PROBE = SESSION_MAX_BYTES // 2
-_MESSAGES_PROBE = AGENT_HWM // 2
 
 
 class Outbox(Protocol):
@@ -65,16 +64,16 @@ class Outbox(Protocol):
 class _Remembered:
     """The latest members, at least `limit` of them, at most twice as many."""
 
-    __slots__ = ("_limit", "_older", "_young")
+    __slots__ = ("_older", "_young", "limit")
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._young: set[str] = set()
         self._older: set[str] = set()
 
     def add(self, member: str) -> None:
         self._young.add(member)
-        if len(self._young) >= self._limit:
+        if len(self._young) >= self.limit:
             self._older, self._young = self._young, set()
 
     def take(self, member: str) -> bool:
@@ -103,6 +102,8 @@ class V2Session:
         self.is_draining = False
         self.health = "healthy"
         self.load = 0.0
+        self.owes = 0
+        self.debt = 0
         # who it is
         self.wire = wire
         self.peer = peer
@@ -122,6 +123,7 @@ class V2Session:
         self.malformed = 0
         self.strays = 0  # verdicts for calls never sent here
         self.events_sent = 0
+        self.sends_refused = 0  # calls not taken: too much is unread
         self.verdicts_taken = 0
         self.was_useful = True  # the latest VERDICTS answered a call for the first time, in time or late
         # what is to be sent in this tick
@@ -132,10 +134,12 @@ class V2Session:
         self._flights: deque[tuple[int, int, int]] = deque()
         self._number = 0
         self._unread_bytes = 0
+        self.max_bytes = SESSION_MAX_BYTES  # of those
+        self.max_messages = AGENT_HWM
         self._is_full = False
         self._is_probing = False
         self._unanswered = _Remembered(AGENT_ENDED_REMEMBERED)
-        self._answered = _Remembered(AGENT_ENDED_REMEMBERED // 8)  # thousands of sessions: only duplicates ask for it
+        self._answered = _Remembered(AGENT_ENDED_REMEMBERED // 8)
         self._outbox = outbox
 
     # --- for the lane -----------------------------------------------------------------------------
@@ -144,13 +148,20 @@ class V2Session:
         """Note it for this tick's EVENTS."""
         size = len(call.event) + _ROW_BYTES
         messages = len(self._flights) + len(self._out) // self.batch
-        if self._is_full or self._unread_bytes + size > SESSION_MAX_BYTES or messages >= AGENT_HWM - 1:
+        if self._is_full or self._unread_bytes + size > self.max_bytes or messages >= self.max_messages - 1:
+            self._count_refused(messages)
             return False
         self._unread_bytes += size
         self._out.append(call)
         if not self.is_marked:
             self._outbox.mark(self)
         return True
+
+    def _count_refused(self, messages: int) -> None:
+        reason = "socket" if self._is_full else "messages" if messages >= self.max_messages - 1 else "bytes"
+        self.sends_refused += 1
+        if self.seat is not None:
+            self.seat.sends_refused[reason] += 1
 
     def cancel(self, call: Call, reason: CancelReason) -> bool:
         """Note it for this tick's CANCEL, unless the agent has never seen it."""
@@ -192,6 +203,18 @@ class V2Session:
         self.name = hello.instance
         self.limit = hello.calls
         self.batch = hello.batch
+        self.take_bounds()
+
+    def remember(self, ended_calls: int) -> None:
+        """So many ended calls from now on, and an eighth of it of answered ones: only duplicates ask for these."""
+        self._unanswered.limit = ended_calls
+        self._answered.limit = max(1, ended_calls // 8)
+
+    def take_bounds(self) -> None:
+        """What the configuration says that it may leave unread."""
+        if self.seat is not None:
+            self.max_bytes = self.seat.settings.max_outstanding_bytes
+            self.max_messages = self.seat.hwm
 
     def pause(self, *, is_asked: bool | None = None) -> None:
         """Work out `is_paused` anew; `is_asked` by PAUSE or RESUME."""
@@ -291,6 +314,8 @@ class V2Session:
                     lost += 1
             if lost:
                 wrong = f"VERDICTS: {lost} entries belong to no call"
+        if len(entries) > len(self.calls) + VERDICTS_MAX_ENTRIES:
+            return f"VERDICTS: {len(entries)} entries, more than calls"
         calls, lane, read, remember = self.calls, seat.lane, seat.reader.read, self._answered.add
         used: set[int] = set()
         sent_ns = 0
@@ -308,6 +333,7 @@ class V2Session:
         self.verdicts_taken += len(entries)
         if sent_ns:
             self.was_useful = True
+            self.owes = 0
             self._read_before(sent_ns)
         return wrong
 
@@ -337,6 +363,7 @@ class V2Session:
         if self._unanswered.take(call_id):
             self._answered.add(call_id)
             self.was_useful = True  # late is no fault, and there are only as many as calls were sent
+            self.owes -= self.owes > 1  # a sign of life, which is not yet an answer in time
             self.seat.lane.late_verdict()
             return ""
         if call_id in self._answered:
@@ -356,6 +383,7 @@ class V2Session:
     def pong(self, frames: Sequence[bytes]) -> None:
         """The answer to a `ping`; another's is only a sign of life."""
         self._is_probing = False
+        self.owes -= self.owes > 1
         if len(frames) == 1 and len(frames[0]) <= 16 and frames[0].isdigit():
             number = int(frames[0])
             flights = self._flights
@@ -371,7 +399,9 @@ class V2Session:
         self._is_full = False
         if self.drain_deadline_ns and now >= self.drain_deadline_ns:
             self.drained()
-        if self._is_probing or (self._unread_bytes < _BYTES_PROBE and len(self._flights) < _MESSAGES_PROBE):
+        if self._is_probing or (
+            self._unread_bytes < self.max_bytes // 2 and len(self._flights) < self.max_messages // 2
+        ):
             return False
         self._is_probing = True
         return True
@@ -380,6 +410,11 @@ class V2Session:
     def unread_bytes(self) -> int:
         """Sent, and not shown to be read."""
         return self._unread_bytes
+
+    @property
+    def unread_messages(self) -> int:
+        """Messages sent, and not shown to be read."""
+        return len(self._flights)
 
     def snapshot(self, now: int) -> dict[str, Any]:
         """For the admin API."""

@@ -25,9 +25,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "config": ("proxy.cli.config", "Show the configuration as it is in effect, or its schema."),
     "proxy": ("proxy.cli.proxy", "Run the proxy: the arbiter and its workers."),
     "agentd": ("proxy.cli.agentd", "Run agentd, which asks the agents."),
+    "reload": ("proxy.cli.reload", "Bring the changed configuration into force; no request is lost."),
     "health": ("proxy.cli.health", "Is everything well? Works when agentd is dead or hung, too."),
     "agents": ("proxy.cli.agents", "The agents: instances, load, outcomes, last calls."),
     "breaker": ("proxy.cli.breaker", "List the circuit breakers, or change one."),
+    "limits": ("proxy.cli.limits", "List the rate, concurrency and connection limits, or change one."),
+    "overrides": ("proxy.cli.overrides", "What is in effect and differs from the configuration."),
 }
 
 EXIT_OK: Final = 0

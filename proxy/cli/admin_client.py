@@ -22,7 +22,7 @@ import msgspec
 
 from shared.clock import S, now_ns
 from shared.config.schema import Config
-from shared.defaults import ADMIN_LATEST_SHARE, ADMIN_TIMEOUT_S
+from shared.defaults import ADMIN_LATEST_SHARE, ADMIN_TIMEOUT_S, RELOAD_ANSWER_S
 from shared.errors import AdminRefused, ConfigError, Unreachable
 from shared.runtime import Runtime
 from shared.wire import admin as wire
@@ -42,7 +42,7 @@ def find(config_path: str | None, runtime_dir: str | None) -> Place:
     from shared.config.load import load
 
     try:
-        config = load(config_path, os.environ).config
+        config = load(config_path, os.environ, needs_files=False).config
     except ConfigError as error:
         hint = "the directory of running daemons can be named without a configuration: --runtime-dir DIR"
         raise ConfigError([*error.problems, hint]) from None
@@ -102,6 +102,41 @@ class AdminClient:
         body = wire.encode(change) if change is not None else b""
         return wire.decode_breaker(_good(*self._ask("POST", wire.breaker_path(agent, action), body)))
 
+    def limits(self) -> wire.Limits:
+        return wire.decode_limits(_good(*self._ask("GET", wire.LIMITS)))
+
+    def overrides(self) -> wire.Overrides:
+        return wire.decode_overrides(_good(*self._ask("GET", wire.OVERRIDES)))
+
+    def change_limit(self, name: str, action: wire.LimitAction, change: wire.LimitChange | None = None) -> wire.Limit:
+        """How the limit is now, for all workers."""
+        body = wire.encode(change) if change is not None else b""
+        return wire.decode_limit(_good(*self._ask("POST", wire.limit_path(name, action), body)))
+
+    @classmethod
+    def for_reload(cls, runtime: Runtime) -> "AdminClient":
+        """agentd answers a reload when it has ended, or after RELOAD_ANSWER_S that it has not."""
+        return cls(runtime, RELOAD_ANSWER_S + ADMIN_TIMEOUT_S)
+
+    def reloads(self) -> wire.Reloads:
+        return wire.decode_reloads(_good(*self._ask("GET", wire.RELOAD)))
+
+    def reload(self) -> wire.Reload:
+        """agentd's; it may still be under way."""
+        return wire.decode_reload(_good(*self._ask("POST", wire.RELOAD)))
+
+    def reload_proxy(self) -> wire.Reload:
+        """Have the proxy told; how its reloads went before."""
+        return wire.decode_reload(_good(*self._ask("POST", wire.RELOAD_PROXY)))
+
+    def drain(self, agent: str, request: wire.DrainRequest) -> wire.Drains:
+        """What has begun."""
+        return wire.decode_drains(_good(*self._ask("POST", wire.drain_path(agent), wire.encode(request))))
+
+    def drains(self) -> wire.Drains:
+        """The last ones, newest first."""
+        return wire.decode_drains(_good(*self._ask("GET", wire.DRAINS)))
+
     def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
@@ -124,7 +159,7 @@ class AdminClient:
 
 
 def _good(status: int, body: bytes) -> bytes:
-    if status == 200:
+    if status in (200, 202):
         return body
     try:
         message = wire.decode_problem(body).error.message

@@ -20,6 +20,7 @@ Examples:
 \b
 Signals:
   TERM, INT   drain the agents, then end
+  HUP         reload the configuration; `wardgate reload` does it for both daemons
   USR1        open the audit file anew (logrotate)
 
 Exit codes: 0 ended by a signal, 1 it cannot start or is running already, 2 usage or configuration.

@@ -97,6 +97,7 @@ def without_agentd(place: Place, why: str) -> wire.Health:
         digest = agentd.config_digest if has_agentd else ""
         beat_ns = agentd.beat_ns if has_agentd else None
         last = agentd.health() if has_agentd else None
+        reload = agentd.reload
     finally:
         agentd.close()
         proxy.close()
@@ -125,7 +126,7 @@ def without_agentd(place: Place, why: str) -> wire.Health:
         ]
     names = readiness.used_upstreams(config) if config is not None else tuple(seen.upstreams) if seen else ()
     components += [readiness.upstream_component(name, seen, now, stamp) for name in names]
-    components.append(readiness.config_component(digest, seen, now, stamp))
+    components.append(readiness.config_component(digest, seen, now, stamp, reload))
     not_asked.append(f"audit: {why}")
     if last is None:
         not_asked.append(f"memory: {why}")

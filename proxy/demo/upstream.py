@@ -215,6 +215,8 @@ async def serve(sock: socket.socket) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # A head and its body are two writes. asyncio does this only for sockets that were made with a protocol number.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = await asyncio.start_server(serve_connection, sock=sock, limit=HEAD_MAX_BYTES)
     host, port = sock.getsockname()[:2]
     log.line("upstream", log.INFO, f"serving http://{host}:{port}/")

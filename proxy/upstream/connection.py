@@ -22,7 +22,6 @@ from proxy.outbox import Outbox
 from proxy.upstream.balance import Endpoint
 from proxy.upstream.reader import ResponseReader
 from proxy.upstream.response import Field, ResponseHead
-from shared.defaults import CLIENT_BUFFER_BYTES
 from shared.errors import UpstreamFailed
 
 # RFC 9110 9.2.2; a request that may have had its effect is repeated only if that changes nothing.
@@ -65,7 +64,7 @@ class UpstreamSink(Protocol):
         """There is no response, or (after `upstream_head`) no end of it. The text names the target: for logs only."""
 
     def upstream_paused(self) -> None:
-        """More than CLIENT_BUFFER_BYTES of the request are unsent: give no more until `upstream_writable`.
+        """More than server.connection_buffer_bytes of the request are unsent: give no more until `upstream_writable`.
 
         May be called from inside `write_head` and `write_body`.
         """
@@ -78,6 +77,7 @@ class ConnectionOwner(Protocol):
     """What a connection asks of its pool."""
 
     outbox: Outbox
+    buffer_bytes: int  # high-water mark of the write buffer
 
     def connected(self, conn: "UpstreamConnection") -> None: ...
     def take_back(self, conn: "UpstreamConnection") -> None: ...
@@ -190,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = made = cast(asyncio.Transport, transport)
-        made.set_write_buffer_limits(high=CLIENT_BUFFER_BYTES)
+        made.set_write_buffer_limits(high=self.owner.buffer_bytes)
         sock = made.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -3,7 +3,7 @@
 One pool per upstream and worker. Per target the idle connection used last is taken first; without one a
 new one is dialled (dial.py), and the request takes whichever is there sooner: that one, or one that another
 request gives back. Connections are at most `max_connections`; requests beyond them wait in order, at most
-UPSTREAM_WAITING and no longer than `connect_timeout_s`.
+`max_waiting` and no longer than `connect_timeout_s`.
 
 A request is begun again (at most `retries` times, on a new connection) only where connection.py finds
 that nobody could notice. What the response means is reader.py's; nothing here touches its bytes.
@@ -23,7 +23,7 @@ from proxy.upstream.connector import Connector
 from proxy.upstream.dial import Connects, Dialler
 from shared.clock import MS, S, now_ns
 from shared.config.schema import Upstream
-from shared.defaults import SWEEP_MS, UPSTREAM_KEEPALIVE_S, UPSTREAM_SWEEP_MAX_MS, UPSTREAM_WAITING
+from shared.defaults import CLIENT_BUFFER_BYTES, SWEEP_MS, UPSTREAM_KEEPALIVE_S, UPSTREAM_SWEEP_MAX_MS
 from shared.errors import UpstreamFailed
 from shared.log import WARNING, RateLimited
 from shared.metrics import (
@@ -34,6 +34,7 @@ from shared.metrics import (
     W_UPSTREAM_OPEN,
     W_UPSTREAM_POISONED,
     W_UPSTREAM_REUSES,
+    W_UPSTREAM_WAITING,
 )
 
 _log = RateLimited("proxy.upstream", 10)  # a broken upstream breaks every response
@@ -65,6 +66,7 @@ class UpstreamPool:
         "_idle_ns",
         "_loop",
         "_max_connections",
+        "_max_waiting",
         "_next_sweep_ns",
         "_on_reachable",
         "_only",
@@ -73,6 +75,7 @@ class UpstreamPool:
         "_retries",
         "_sweep_ns",
         "_waiters",
+        "buffer_bytes",
         "name",
         "outbox",
     )
@@ -87,6 +90,7 @@ class UpstreamPool:
         clock: Callable[[], int] = now_ns,
         connector: Connects | None = None,
         outbox: Outbox | None = None,
+        buffer_bytes: int = CLIENT_BUFFER_BYTES,
     ) -> None:
         """`cells`: the worker's metric cells. `on_reachable(ok, now_ns)`: how each dial ended.
 
@@ -106,6 +110,8 @@ class UpstreamPool:
         self._connections: set[UpstreamConnection] = set()
         self._waiters: dict[UpstreamSink, _Waiter] = {}
         self._max_connections = upstream.max_connections
+        self._max_waiting = upstream.max_waiting
+        self.buffer_bytes = buffer_bytes  # high-water mark of each connection's write buffer
         self._retries = upstream.retries
         self._connect_ns = int(upstream.connect_timeout_s * S)
         self._dialler = Dialler(
@@ -123,7 +129,7 @@ class UpstreamPool:
         shortest = min(timeout for timeout in timeouts if timeout)
         self._sweep_ns = min(max(shortest // 10, SWEEP_MS * MS), UPSTREAM_SWEEP_MAX_MS * MS)
         self._next_sweep_ns = 0
-        self._published = (0, 0)
+        self._published = (0, 0, 0)
         self._closed: asyncio.Future[None] | None = None  # set by close(); done with the last connection
 
     @property
@@ -179,9 +185,9 @@ class UpstreamPool:
                         self._cells[W_UPSTREAM_REUSES] += 1
                         conn.give_to(sink, waiter.method, 0)
                         return
-        if len(self._waiters) >= UPSTREAM_WAITING:
+        if len(self._waiters) >= self._max_waiting:
             self._refuse(
-                sink, UpstreamFailed(503, "pool_full", f"{self.name}: {UPSTREAM_WAITING} requests wait already")
+                sink, UpstreamFailed(503, "pool_full", f"{self.name}: {self._max_waiting} requests wait already")
             )
             return
         self._waiters[sink] = waiter
@@ -304,7 +310,7 @@ class UpstreamPool:
         if now < self._next_sweep_ns or self._closed is not None:
             return
         self._next_sweep_ns = now + self._sweep_ns
-        self._publish(self.idle, len(self._connections))
+        self._publish(self.idle, len(self._connections), len(self._waiters))
         self._dialler.sweep(now)
         while self._waiters:
             sink, waiter = next(iter(self._waiters.items()))
@@ -340,19 +346,20 @@ class UpstreamPool:
             else:
                 conn.fail(UpstreamFailed(504, "response_timeout", "no response in time"))
 
-    def _publish(self, idle: int, connections: int) -> None:
+    def _publish(self, idle: int, connections: int, waiting: int) -> None:
         """The gauges are sums over the pools of a worker: each adds what has changed."""
         before = self._published
-        self._published = (idle, connections)
+        self._published = (idle, connections, waiting)
         self._cells[W_UPSTREAM_IDLE] += idle - before[0]
         self._cells[W_UPSTREAM_OPEN] += connections - before[1]
+        self._cells[W_UPSTREAM_WAITING] += waiting - before[2]
 
     def close(self) -> None:
         """Cut everything: requests that wait or run fail with 503 shutting_down."""
         if self._closed is not None:
             return
         self._closed = self._loop.create_future()
-        self._publish(0, 0)
+        self._publish(0, 0, 0)
         self._dialler.cancel()
         waiting = list(self._waiters)
         self._waiters.clear()

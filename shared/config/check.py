@@ -67,6 +67,9 @@ def capacities(config: Config) -> Findings:
             text = f"there are {len(upstream.targets)}, at most {d.TARGETS_PER_UPSTREAM} are possible"
             yield _error(("upstreams", i, "targets"), text)
     for i, route in enumerate(config.routes):
+        if len(route.rate_limits) > d.RATE_LIMITS_PER_ROUTE:
+            text = f"there are {len(route.rate_limits)}, at most {d.RATE_LIMITS_PER_ROUTE} are possible"
+            yield _error(("routes", i, "rate_limits"), text)
         if len(route.filters) > d.FILTERS_PER_ROUTE:
             text = f"there are {len(route.filters)}, at most {d.FILTERS_PER_ROUTE} are possible"
             yield _error(("routes", i, "filters"), text)
@@ -280,6 +283,25 @@ def filters(config: Config) -> Findings:
         yield from _repeated(("routes", i, "match", "methods"), route.match.methods)
 
 
+def limits(config: Config) -> Findings:
+    """Names are one limit's, and what an agent has to say can be said by one."""
+    count = sum(len(route.rate_limits) + 2 for route in config.routes) + 2
+    if count > d.LIMIT_ROWS:
+        yield _error(("routes",), f"there are {count} limits, at most {d.LIMIT_ROWS} are possible")
+    for i, route in enumerate(config.routes):
+        seen: set[str] = set()
+        for j, limit in enumerate(route.rate_limits):
+            path: Path = ("routes", i, "rate_limits", j)
+            if limit.name in seen:
+                yield _error((*path, "name"), f'"{limit.name}" is already a limit of this route')
+            if limit.name in ("max_concurrent", "max_concurrent_per_client"):
+                yield _error((*path, "name"), f'"{limit.name}" is the name of the route\'s key')
+            seen.add(limit.name)
+            if limit.key == "identity" and not any(item.mode == "enforce" for item in route.filters):
+                text = "no agent decides on this route, so nobody can tell the identity"
+                yield _error((*path, "key"), text, "name one in `filters`", ("routes", i, "filters"))
+
+
 def ties(config: Config) -> Findings:
     """Semantics 14: two routes that are equally specific for some request are an error.
 
@@ -323,6 +345,7 @@ CHECKS: tuple[Callable[[Config], Findings], ...] = (
     upstreams,
     agents,
     filters,
+    limits,
     ties,
 )
 

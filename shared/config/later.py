@@ -8,8 +8,6 @@ Kind: table.
 """
 
 KEYS: dict[str, str] = {
-    "server.max_connections": "connection limits",
-    "server.max_connections_per_client": "connection limits",
     "server.tls": "TLS on the listening side",
     "upstreams[].health_check": "active health checks",
     "routes[].request_body": "request bodies for agents",
@@ -17,9 +15,6 @@ KEYS: dict[str, str] = {
     "routes[].decode_bodies": "decoding of bodies for agents",
     "routes[].websocket": "WebSocket",
     "routes[].guardrails": "guardrails",
-    "routes[].max_concurrent": "concurrency limits",
-    "routes[].max_concurrent_per_client": "concurrency limits",
-    "routes[].rate_limits": "rate limits",
     "routes[].agents_may_choose": "choice of the upstream by agents",
     "audit.retention_days": "retention of audit records",
     "tracing": "tracing",

@@ -6,6 +6,7 @@ docs/configuration.md and docs/configuration.schema.json are written from here b
 Kind: pure.
 """
 
+import inspect
 from typing import Any
 
 import msgspec
@@ -71,9 +72,11 @@ bare name is a systemd credential (`LoadCredential=`), looked for in `$CREDENTIA
 
 ## When a change acts
 
-*Reload*: when a daemon reads its configuration again, on SIGHUP. *Restart*: when it is started again. A configuration
-that is refused changes nothing: the running one stays. In this version only the proxy reloads; restart agentd for every
-change that concerns it.
+*Reload*: when the daemons read the configuration again: `wardgate reload` checks the file, then reloads agentd, then
+the proxy, and says what came of it; a SIGHUP reloads one daemon. No request is lost by it. *Restart*: when the daemon
+that reads the key is started again; a reload that finds such a key changed is refused and names it. A configuration
+that is refused changes nothing: the running one stays, and log, `wardgate health` and
+`wardgate_config_last_reload_successful` say so. Files with secrets and certificates are read anew with each reload.
 
 ## How values are written
 
@@ -146,6 +149,9 @@ def _later() -> str:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the configuration file."""
     schema = msgspec.json.schema(Config)
+    for row in schema["$defs"].values():
+        if "description" in row:  # a docstring, which keeps its indentation before Python 3.13
+            row["description"] = inspect.cleandoc(row["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Wardgate configuration",

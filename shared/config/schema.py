@@ -55,6 +55,8 @@ User = Annotated[str, _syntax("user")]
 FilePath = Annotated[str, _syntax("file")]
 DirPath = Annotated[str, _syntax("directory")]
 
+LimitKey = Annotated[str, _syntax("limit_key")]
+
 FailureMode = Literal["closed", "open"]
 
 
@@ -85,6 +87,24 @@ class Server(Table, frozen=True):
     max_requests: Annotated[
         int, key("A worker is replaced, without losing a request, after so many requests. 0 = never.", ge=0, le=10**9)
     ] = d.MAX_REQUESTS
+    max_connections: Annotated[
+        int,
+        key(
+            "The most client connections at once, over all workers. One more is closed without an answer. 0 = no "
+            "limit.",
+            ge=0,
+            le=10**9,
+        ),
+    ] = d.MAX_CONNECTIONS
+    max_connections_per_client: Annotated[
+        int,
+        key(
+            "The same per client address; IPv6 clients by their /64. Trusted proxies are not counted, nor clients on "
+            "unix sockets. 0 = no limit.",
+            ge=0,
+            le=10**9,
+        ),
+    ] = d.MAX_CONNECTIONS
     max_header_bytes: Annotated[
         int,
         key("The longest request head, request line included. A longer one is answered 431.", ge=1_024, le=1 << 20),
@@ -120,6 +140,19 @@ class Server(Table, frozen=True):
         int,
         key("What a stopping or replaced worker still serves may take so long before it is cut.", ge=2, le=HOUR_S),
     ] = d.GRACEFUL_TIMEOUT_S
+    connection_buffer_bytes: Annotated[
+        int,
+        key(
+            "How much of what goes to a client, or to an upstream, may be unsent on one connection before nothing "
+            "more is read from the other side.",
+            ge=4_096,
+            le=1 << 24,
+        ),
+    ] = d.CLIENT_BUFFER_BYTES
+    max_pipelined: Annotated[
+        int,
+        key("How many requests of one connection may wait for an earlier one's answer; beyond, 503.", ge=1, le=1_000),
+    ] = d.MAX_PIPELINED
     trusted_proxies: Annotated[
         tuple[Network, ...],
         key(
@@ -140,6 +173,29 @@ class Runtime(Table, frozen=True):
             "restart",
         ),
     ] = ""
+    hop_hwm: Annotated[
+        int,
+        key(
+            "High-water mark of the ZeroMQ sockets between workers and agentd, in messages; each carries what one "
+            "turn of the loop has to say. At the mark events end as queue_full and decisions are dropped and counted.",
+            "restart",
+            ge=10,
+            le=100_000,
+        ),
+    ] = d.HOP_HWM
+    max_pending_events: Annotated[
+        int, key("How many events one worker may have unanswered; beyond, outcome queue_full.", ge=1, le=1_000_000)
+    ] = d.HOP_PENDING_MAX
+    agent_hwm: Annotated[
+        int,
+        key(
+            "How many messages an agent's instance may have unread before it gets no more calls (zmq-v2); the socket's "
+            "high-water mark follows from it.",
+            "restart",
+            ge=10,
+            le=100_000,
+        ),
+    ] = d.AGENT_HWM
 
 
 class Admin(Table, frozen=True):
@@ -154,7 +210,6 @@ class Admin(Table, frozen=True):
         key(
             "File with the bearer token that changes over TCP need; without one, changes are possible only over the "
             "unix socket. An absolute path, or the bare name of a systemd credential.",
-            "restart",
         ),
     ] = ""
 
@@ -201,6 +256,10 @@ class Upstream(Table, frozen=True):
     max_connections: Annotated[int, key("The most connections of one worker to this upstream.", ge=1, le=65_535)] = (
         d.UPSTREAM_CONNECTIONS
     )
+    max_waiting: Annotated[
+        int,
+        key("How many requests of one worker may wait for a connection to it; beyond, 503 at once.", ge=1, le=100_000),
+    ] = d.UPSTREAM_WAITING
     retries: Annotated[
         int,
         key(
@@ -230,6 +289,13 @@ class CircuitBreaker(Table, frozen=True):
     half_open_max_requests: Annotated[int, key("How many probes may be under way at once.", ge=1, le=1_000)] = (
         d.BREAKER_PROBES
     )
+
+
+class AgentRateLimit(Table, frozen=True):
+    """How often an agent is called: an entry `rate_limit` of an agent."""
+
+    capacity: Annotated[int, key("The most calls in a burst.", ge=1, le=10**9)]
+    refill_rate: Annotated[float, key("So many calls a second, in the long run.", ge=0.000_001, le=1_000_000)]
 
 
 class Agent(Table, frozen=True):
@@ -283,6 +349,17 @@ class Agent(Table, frozen=True):
     max_queue: Annotated[
         int, key("The most calls waiting for a free place; one more fails at once.", ge=0, le=1_000_000)
     ] = d.MAX_QUEUE
+    max_instances: Annotated[
+        int, key("zmq-v2 only: how many instances may be registered at once; one more is refused.", ge=1, le=4_096)
+    ] = d.MAX_SESSIONS_PER_AGENT
+    max_outstanding_bytes: Annotated[
+        int,
+        key(
+            "zmq-v2 only: how many bytes an instance may have unread before it gets no more calls.",
+            ge=65_536,
+            le=GIB,
+        ),
+    ] = d.SESSION_MAX_BYTES
     max_request_body_bytes: Annotated[
         int, key("The longest request body the agent is told to expect.", ge=0, le=GIB)
     ] = d.MAX_AGENT_BODY_BYTES
@@ -295,6 +372,10 @@ class Agent(Table, frozen=True):
     ] = None
     config: Annotated[Any, key("Handed to the agent as it is; its meaning is the agent's.")] = None
     circuit_breaker: Annotated[CircuitBreaker, key("When calls to it stop for a while.")] = CircuitBreaker()
+    rate_limit: Annotated[
+        AgentRateLimit | None,
+        key("How often it is called; one call more fails at once, like a full queue. Absent = no limit."),
+    ] = None
 
 
 class Match(Table, frozen=True):
@@ -331,6 +412,22 @@ class Filter(Table, frozen=True):
     ] = "enforce"
 
 
+class RateLimit(Table, frozen=True):
+    """A token bucket per key: an entry of `rate_limits`. A request takes one token; without one it is answered 429."""
+
+    name: Annotated[Name, key("How logs, metrics and `wardgate limits` name it: `ROUTE/NAME`.")]
+    key: Annotated[
+        LimitKey,
+        key(
+            "What has a bucket of its own: `client_ip` (IPv6 by its /64), `header:NAME`, `cookie:NAME`, `global` (one "
+            "for the route), or `identity`, which an agent's verdict gives in `routing_metadata`. Requests without the "
+            "field share one bucket."
+        ),
+    ]
+    capacity: Annotated[int, key("The most requests in a burst.", ge=1, le=10**9)]
+    refill_rate: Annotated[float, key("So many requests a second, in the long run.", ge=0.000_001, le=1_000_000)]
+
+
 class Route(Table, frozen=True):
     """Which requests go where, and who decides about them."""
 
@@ -345,6 +442,23 @@ class Route(Table, frozen=True):
         ),
     ] = "parallel"
     agents_may_set_host: Annotated[bool, key("Whether agents may replace the Host field.")] = False
+    max_concurrent: Annotated[
+        int,
+        key(
+            "The most requests under way at once, over all workers; one more is answered 503. 0 = no limit.",
+            ge=0,
+            le=10**9,
+        ),
+    ] = d.MAX_CONCURRENT
+    max_concurrent_per_client: Annotated[
+        int,
+        key(
+            "The same per client address (IPv6 by its /64); one more is answered 429. 0 = no limit.",
+            ge=0,
+            le=10**9,
+        ),
+    ] = d.MAX_CONCURRENT
+    rate_limits: Annotated[tuple[RateLimit, ...], key("Token buckets, asked in this order. Absent = none.")] = ()
     filters: Annotated[
         tuple[Filter, ...], key("The agents that decide, in order. Absent = none: every request passes.")
     ] = ()
@@ -353,8 +467,17 @@ class Route(Table, frozen=True):
 class Audit(Table, frozen=True):
     """The record of every decision."""
 
-    sinks: Annotated[tuple[Literal["file"], ...], key("Where records go. `[]` = nowhere.", "restart")] = d.AUDIT_SINKS
-    path: Annotated[DirPath, key("Directory of the `file` sink; agentd makes it if it can.", "restart")] = d.AUDIT_PATH
+    sinks: Annotated[tuple[Literal["file"], ...], key("Where records go. `[]` = nowhere.")] = d.AUDIT_SINKS
+    path: Annotated[DirPath, key("Directory of the `file` sink; agentd makes it if it can.")] = d.AUDIT_PATH
+    queue_records: Annotated[
+        int, key("How many records may wait in agentd to be written.", "restart", ge=1, le=10_000_000)
+    ] = d.AUDIT_QUEUE
+    queue_bytes: Annotated[int, key("And how many bytes.", "restart", ge=d.AUDIT_RECORD_MAX_BYTES, le=GIB)] = (
+        d.AUDIT_QUEUE_BYTES
+    )
+    worker_queue_records: Annotated[
+        int, key("How many records a worker keeps while agentd is away; the oldest is dropped.", ge=1, le=1_000_000)
+    ] = d.AUDIT_WORKER_QUEUE
     when_full: Annotated[
         Literal["drop"], key("What happens to a record when the sink cannot keep up: it is counted, not kept.")
     ] = "drop"
@@ -363,12 +486,10 @@ class Audit(Table, frozen=True):
 class Logging(Table, frozen=True):
     """The daemons' own log, on standard error."""
 
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], key("The least severe lines that are written.", "restart")
-    ] = d.LOG_LEVEL
-    format: Annotated[Literal["json", "text"], key("`json`: one object a line. `text`: for people.", "restart")] = (
-        d.LOG_FORMAT
+    level: Annotated[Literal["debug", "info", "warning", "error"], key("The least severe lines that are written.")] = (
+        d.LOG_LEVEL
     )
+    format: Annotated[Literal["json", "text"], key("`json`: one object a line. `text`: for people.")] = d.LOG_FORMAT
 
 
 class Config(Table, frozen=True):

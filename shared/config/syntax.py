@@ -178,10 +178,28 @@ def path_prefix(text: str) -> Finding | None:
 def method(text: str) -> Finding | None:
     """A method a route can take."""
     if not _METHOD.match(text):
-        return ("expected a method in upper case", f'did you mean "{text.upper()}"?' if text.isalpha() else "")
+        upper = text.upper()
+        return ("expected a method in upper case", f'did you mean "{upper}"?' if _METHOD.match(upper) else "")
     if text in _UNHANDLED_METHODS:
         return (f"{text} is always refused", "")
     return None
+
+
+_LIMIT_KEYS = ("client_ip", "global", "identity")
+_FIELD = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]{1,100}\Z")  # RFC 9110 5.6.2, without "_" as in proxy/head.py
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}\Z")  # RFC 6265 4.1.1
+
+
+def limit_key(text: str) -> Finding | None:
+    """What a rate limit has a bucket for."""
+    kind, _, field = text.partition(":")
+    if text in _LIMIT_KEYS:
+        return None
+    if kind == "header":
+        return None if _FIELD.match(field) else ("not the name of a header field", 'e.g. "header:X-Api-Key"')
+    if kind == "cookie":
+        return None if _COOKIE.match(field) else ("not the name of a cookie", 'e.g. "cookie:session"')
+    return ('expected "client_ip", "header:NAME", "cookie:NAME", "identity" or "global"', "")
 
 
 def user(text: str) -> Finding | None:
@@ -214,6 +232,7 @@ CHECKS: dict[str, Callable[[str], Finding | None]] = {
     "host_pattern": host_pattern,
     "path_prefix": path_prefix,
     "method": method,
+    "limit_key": limit_key,
     "user": user,
     "file": file,
     "directory": directory,

@@ -8,7 +8,6 @@ Kind: pure.
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -122,6 +121,12 @@ def name_of(node: Node) -> str:
     return ""
 
 
+def _raw_name(node: Node) -> object:
+    """What stands under `name`, usable or not: asked of every sibling, for every path into a list."""
+    value = node.value
+    return value["name"].value if isinstance(value, dict) and "name" in value else None
+
+
 def show_path(root: Node, path: Sequence[str | int]) -> str:
     """`agents[waf].timeout_ms`: dotted, list entries by name where that is unique, else by number."""
     text = ""
@@ -132,7 +137,7 @@ def show_path(root: Node, path: Sequence[str | int]) -> str:
             label = str(part)
             if part < len(siblings):
                 name = name_of(siblings[part])
-                if name and Counter(name_of(item) for item in siblings)[name] == 1:
+                if name and all(_raw_name(item) != name or item is siblings[part] for item in siblings):
                     label = name
             text += f"[{label}]"
             node = siblings[part] if part < len(siblings) else None

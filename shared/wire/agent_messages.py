@@ -112,6 +112,7 @@ class RefuseCode(Enum):
     TOO_MANY = "too_many"  # later: instances of this name
     HELLO_FIRST = "hello_first"  # at once: agentd knows no session of this connection
     SHUTTING_DOWN = "shutting_down"  # later
+    DRAINED = "drained"  # final: an operator drained this process, to replace it
 
 
 class Refusal(msgspec.Struct, frozen=True, omit_defaults=True):

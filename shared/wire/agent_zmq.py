@@ -43,6 +43,8 @@ from shared.defaults import (
     AGENT_MAX_MESSAGE_BYTES,
     AGENT_METRICS_MAX_BYTES,
     AGENT_PING_MAX_BYTES,
+    VERDICTS_MAX_ENTRIES,
+    VERDICTS_SALVAGE_BYTES,
 )
 from shared.errors import WireError
 from shared.wire.agent_messages import (
@@ -292,8 +294,10 @@ def unpack_verdicts(data: bytes) -> list[VerdictEntry]:
 def salvage_verdicts(data: bytes) -> tuple[list[VerdictEntry], list[str], int]:
     """What can be used of VERDICTS with bad entries: (entries, calls answered badly, entries without a call).
 
-    Raises WireError when it is not even an array.
+    Raises WireError when it is not even an array, or one too large to look for the good ones.
     """
+    if len(data) > VERDICTS_SALVAGE_BYTES:
+        raise WireError(f"VERDICTS: bad entries in {len(data)} bytes of JSON")
     good: list[VerdictEntry] = []
     bad: list[str] = []
     lost = 0
@@ -301,6 +305,8 @@ def salvage_verdicts(data: bytes) -> tuple[list[VerdictEntry], list[str], int]:
         raws = _decode_raws(data)
     except _BAD as error:
         raise WireError(f"VERDICTS: {str(error)[:300]}") from None
+    if len(raws) > VERDICTS_MAX_ENTRIES:
+        raise WireError(f"VERDICTS: bad ones among {len(raws)} entries")
     for raw in raws:
         try:
             good.append(_decode_entry(raw))

@@ -12,6 +12,7 @@ Kind: pure.
 """
 
 import time
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -30,6 +31,7 @@ from shared.decision import (
     redirect,
     screen_op,
 )
+from shared.defaults import IDENTITY_MAX_CHARS, VERDICT_MAX_FIELDS
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -198,7 +200,8 @@ def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None 
     if verdict.error is not None:
         return Screened(error=f"{verdict.error.code}: {verdict.error.message}"[:500], audit=verdict.audit)
     if decided == "allow":
-        if not verdict.request_headers and not verdict.response_headers and verdict.audit is None:
+        identity = _identity(verdict.routing_metadata) if verdict.routing_metadata else ""
+        if not verdict.request_headers and not verdict.response_headers and verdict.audit is None and not identity:
             return _SCREENED_ALLOW
         refused: list[str] = []
         request_ops = _ops(verdict.request_headers, may_set_host, refused)
@@ -208,8 +211,8 @@ def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None 
         if isinstance(response_ops, str):
             return Screened(malformed=response_ops, audit=verdict.audit)
         decision = ALLOW
-        if request_ops or response_ops:
-            decision = Decision(request_ops=request_ops, response_ops=response_ops, agent=agent)
+        if request_ops or response_ops or identity:
+            decision = Decision(request_ops=request_ops, response_ops=response_ops, agent=agent, identity=identity)
         return Screened(decision, refused_ops=tuple(refused), audit=verdict.audit)
     if decided is UNSET:
         return Screened(malformed="a verdict needs a decision", audit=verdict.audit)
@@ -227,12 +230,22 @@ def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None 
     return Screened(made, refused_ops=tuple(refused), audit=verdict.audit)
 
 
+def _identity(routing: dict[str, str]) -> str:
+    """`routing_metadata.identity`, and of one that is too long to carry its hash: still another for each."""
+    identity = routing.get("identity", "")
+    if len(identity) > IDENTITY_MAX_CHARS:
+        return "sha256:" + sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+    return identity
+
+
 def _refusal(
     decided: DecisionObject, body: bytes | None, ops: tuple[HeaderOp, ...], agent: str, refused: list[str]
 ) -> Decision | str:
     if decided.block is not UNSET:
         wish = decided.block
         fields: list[tuple[str, str]] = []
+        if len(wish.headers or ()) > VERDICT_MAX_FIELDS:
+            return f"{len(wish.headers or ())} block headers, at most {VERDICT_MAX_FIELDS} are read"
         for name, value in (wish.headers or {}).items():
             for one in [value] if isinstance(value, str) else value:
                 if not is_header_name(name) or not is_header_value(one):
@@ -262,6 +275,8 @@ def _refusal(
 def _ops(wishes: list[OpObject] | None, may_set_host: bool, refused: list[str]) -> tuple[HeaderOp, ...] | str:
     if not wishes:
         return ()
+    if len(wishes) > VERDICT_MAX_FIELDS:
+        return f"{len(wishes)} header operations, at most {VERDICT_MAX_FIELDS} are read"
     kept: list[HeaderOp] = []
     for wish in wishes:
         if (wish.set is UNSET) + (wish.add is UNSET) + (wish.remove is UNSET) != 2:

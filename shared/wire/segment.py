@@ -7,6 +7,7 @@ sequence cell: odd = being written.
     agentd.seg   header | health | agent rows
     proxy.seg    header | worker rows | route names | upstream names
                  | slot areas: one per worker slot, one more for the counts of workers that are gone
+                 | head of the limits | table of limits | token buckets | limits' counts and uses per slot
     slot area    worker-wide cells | upstream rows | route blocks
 
 Sizes are capacities of shared/defaults.py, never of a configuration; the files are sparse. What the
@@ -17,15 +18,24 @@ Kind: table.
 """
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
 import msgspec
 
-from shared.defaults import AGENT_ROWS, ROUTE_ROWS, SEGMENT_NAME_BYTES, UPSTREAM_ROWS, WORKER_SLOTS
+from shared.defaults import (
+    AGENT_ROWS,
+    BUCKET_ROWS,
+    LIMIT_ROWS,
+    ROUTE_ROWS,
+    SEGMENT_NAME_BYTES,
+    UPSTREAM_ROWS,
+    USE_ROWS,
+    WORKER_SLOTS,
+)
 from shared.errors import SegmentError
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 CELL_BYTES: Final = 8
 PAGE_CELLS: Final = 512
 NAME_CELLS: Final = SEGMENT_NAME_BYTES // CELL_BYTES
@@ -78,6 +88,51 @@ class HealthStatus(IntEnum):
     def word(self) -> str:
         """Lower-case name for logs, metrics, audit."""
         return self.name.lower()
+
+
+class ReloadResult(IntEnum):
+    """In both segments, never renumber."""
+
+    NONE = 0  # there was none since the daemon started
+    APPLIED = 1
+    REFUSED = 2  # nothing has changed
+    ROLLED_BACK = 3  # accepted, but no worker could start with it: the configuration from before is back
+
+    @property
+    def word(self) -> str:
+        """Lower-case name for logs, metrics, audit."""
+        return self.name.lower()
+
+
+class Reload(msgspec.Struct, frozen=True):
+    """How a daemon's reloads went since it started, and why the last one went so."""
+
+    begun: int = 0  # how many; one more than have ended while one is under way
+    result: ReloadResult = ReloadResult.NONE  # of the last one that has ended
+    at_ns: int = 0  # when that was, 0 = never
+    applied_ns: int = 0  # when one was last applied, 0 = never
+    applied: int = 0
+    refused: int = 0
+    rolled_back: int = 0
+    message: str = ""  # why it was refused or taken back, cut to MESSAGE_CELLS
+
+    @property
+    def is_under_way(self) -> bool:
+        return self.begun > self.applied + self.refused + self.rolled_back
+
+    @property
+    def has_failed(self) -> bool:
+        """The last one that has ended did not bring the configuration into force."""
+        return self.result in (ReloadResult.REFUSED, ReloadResult.ROLLED_BACK)
+
+
+class LimitFlag(IntFlag):
+    """In proxy.seg, never renumber."""
+
+    IN_USE = 1  # the configuration has it
+    USES = 2  # it counts what is under way, not tokens
+    OVERRIDDEN = 4  # an operator has set other numbers than the configuration's
+    KEPT = 8  # and wants them to outlive a reload
 
 
 class AgentRow(msgspec.Struct, frozen=True):
@@ -148,6 +203,10 @@ H_ROWS: Final = 17
 H_UPSTREAMS: Final = 18
 H_FOLD_SEQ: Final = 19
 H_STATE: Final = 20
+H_RELOAD_SEQ: Final = 21
+H_RELOAD: Final = 22
+H_RELOAD_MESSAGE: Final = 29
+RELOAD_NUMBERS: Final = 7  # numeric fields of Reload, in order
 HEADER_CELLS: Final = PAGE_CELLS
 
 HEADER_FIELDS: Final = (
@@ -165,6 +224,9 @@ HEADER_FIELDS: Final = (
     Field("upstreams", H_UPSTREAMS, 1, "arbiter", "upstream names in use, counted to the last"),
     Field("fold_seq", H_FOLD_SEQ, 1, "arbiter", "odd while a gone worker's counts are being moved"),
     Field("state", H_STATE, 1, "daemon", "WorkerState of the daemon itself"),
+    Field("reload_seq", H_RELOAD_SEQ, 1, "daemon", "sequence of the next two"),
+    Field("reload", H_RELOAD, RELOAD_NUMBERS, "daemon", "the numbers of Reload, in its order"),
+    Field("reload_message", H_RELOAD_MESSAGE, MESSAGE_CELLS, "daemon", "UTF-8, NUL-padded"),
 )
 HEADER: Final = Section("header", 0, 1, HEADER_CELLS, HEADER_FIELDS)
 
@@ -242,8 +304,85 @@ SLOTS: Final = Section(
         Field("routes", SLOT_ROUTES, ROUTE_ROWS * ROUTE_CELLS, "worker", "blocks of R_*"),
     ),
 )
-PROXY_SECTIONS: Final = (HEADER, WORKER_ROWS, ROUTE_NAMES, UPSTREAM_NAMES, SLOTS)
-PROXY_CELLS: Final = SLOTS.end
+
+# Limits. What several processes write here is locked by fcntl (shared/segment_buckets.py): a row of the table by
+# the lock of its head, a set of buckets by its own. A use row is its worker's alone.
+LH_SEED: Final = 0
+LH_GENERATION: Final = 2
+LH_ROWS: Final = 3
+LH_SLOTS: Final = 4
+LIMIT_HEAD: Final = Section(
+    "limit_head",
+    SLOTS.end,
+    1,
+    PAGE_CELLS,
+    (
+        Field("seed", LH_SEED, 2, "creator", "random: key of the hash that places buckets and uses"),
+        Field("generation", LH_GENERATION, 1, "arbiter, agentd", "goes up after a row of the table has changed"),
+        Field("rows", LH_ROWS, 1, "arbiter", "rows of the table in use, counted to the last"),
+        Field("slots", LH_SLOTS, 1, "arbiter", "slots that were ever given out, counted to the last"),
+    ),
+)
+LIMIT_NAME_CELLS: Final = 16
+LR_VALUES: Final = LIMIT_NAME_CELLS + 7
+LR_OVERFLOW: Final = 28
+LIMITS: Final = Section(
+    "limits",
+    LIMIT_HEAD.end,
+    LIMIT_ROWS,
+    32,
+    (
+        Field("seq", 0, 1, "arbiter, agentd", "sequence of the row"),
+        Field("name", 1, LIMIT_NAME_CELLS, "arbiter", "ROUTE/NAME, or server:NAME"),
+        Field("flags", 17, 1, "arbiter, agentd", "LimitFlag"),
+        Field("epoch", 18, 1, "arbiter, agentd", "buckets of an earlier one count as full"),
+        Field("key", 19, 1, "arbiter", "checksum of what is counted by: another key is another epoch"),
+        Field("capacity", 20, 1, "arbiter, agentd", "millionths of a token; of a concurrency limit its maximum"),
+        Field("refill", 21, 1, "arbiter, agentd", "millionths of a token a second"),
+        Field("configured_capacity", 22, 1, "arbiter", "what the configuration says"),
+        Field("configured_refill", 23, 1, "arbiter", "what the configuration says"),
+        Field("overflow", LR_OVERFLOW, 4, "workers", "the bucket of keys that found no row: like one of `buckets`"),
+    ),
+)
+SET_ROWS: Final = 16
+BUCKET_SET_CELLS: Final = SET_ROWS * 4
+BUCKETS: Final = Section(
+    "buckets",
+    LIMITS.end,
+    BUCKET_ROWS // SET_ROWS,
+    BUCKET_SET_CELLS,
+    (
+        Field("tags", 0, SET_ROWS, "workers", "hash of limit, epoch and key; 0 = free"),
+        Field("owners", SET_ROWS, SET_ROWS, "workers", "row of the limit << 32 | epoch"),
+        Field("at_ns", 2 * SET_ROWS, SET_ROWS, "workers", "when the tokens were counted"),
+        Field("tokens", 3 * SET_ROWS, SET_ROWS, "workers", "in millionths"),
+    ),
+)
+LIMIT_COUNTS: Final = 4  # cells a limit has in a slot: L_* of shared/metrics.py
+LS_USES: Final = LIMIT_ROWS * LIMIT_COUNTS
+USE_SET_CELLS: Final = SET_ROWS * 2
+LIMIT_SLOTS: Final = Section(
+    "limit_slots",
+    BUCKETS.end,
+    WORKER_SLOTS + 1,
+    LS_USES + USE_ROWS * 2,
+    (
+        Field("counts", 0, LS_USES, "worker", "L_* of each limit"),
+        Field("uses", LS_USES, USE_ROWS * 2, "worker", "sets of 16 tags and their 16 counts: what is under way now"),
+    ),
+)
+PROXY_SECTIONS: Final = (
+    HEADER,
+    WORKER_ROWS,
+    ROUTE_NAMES,
+    UPSTREAM_NAMES,
+    SLOTS,
+    LIMIT_HEAD,
+    LIMITS,
+    BUCKETS,
+    LIMIT_SLOTS,
+)
+PROXY_CELLS: Final = LIMIT_SLOTS.end
 
 
 def slot_area(slot: int) -> int:

@@ -20,6 +20,7 @@ from shared.defaults import (
     AGENT_CHATTER_PER_S,
     AGENT_HEARTBEAT_MS,
     BAD_MESSAGES_PER_MIN,
+    FLOOD_MESSAGES,
     HELLO_RETRY_MS,
     HELLO_WITHIN_MS,
 )
@@ -210,6 +211,11 @@ class Session:
             self._chatter = 0
         self._chatter += 1
         return self._chatter > AGENT_CHATTER_PER_S
+
+    def is_flood(self, now: int) -> bool:
+        """Count one message of a refused session, like `is_chatter`; True when it goes on and on."""
+        self.is_chatter(now)
+        return self._chatter > FLOOD_MESSAGES
 
     def due(self, now: int) -> Due:
         """Look every AGENT_LOOK_MS. PING is said once per heartbeat of silence."""

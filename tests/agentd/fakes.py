@@ -43,6 +43,8 @@ class FakeInstance:
         self.dies_on_send = False
         self.health = "healthy"
         self.load = 0.0
+        self.owes = 0
+        self.debt = 0
         self.sent: list[Call] = []
         self.cancelled: list[tuple[Call, CancelReason]] = []
         self.drained_times = 0

@@ -18,7 +18,8 @@ def ask(
 ) -> tuple[Response, Any]:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     response = Admin(state, token).handle(Request(method, path, {"host": "localhost", **names}, peer, body))
-    return response, json.loads(response.body) if response.content_type == "application/json" else None
+    text = response.body if response.pieces is None else b"".join(response.pieces)
+    return response, json.loads(text) if response.content_type == "application/json" else None
 
 
 # --- what may be done ------------------------------------------------------------------------------
@@ -234,3 +235,81 @@ def test_a_defect_is_500_without_its_details(caplog: pytest.LogCaptureFixture) -
     assert response.status == 500
     assert "ZeroDivisionError" not in str(body)
     assert "ZeroDivisionError" in caplog.text
+
+
+# --- reloads and drains ----------------------------------------------------------------------------
+
+
+async def finished(response: Response) -> tuple[int, Any]:
+    assert response.later is not None
+    made = await Admin(FakeState()).finish(response.later)
+    return made.status, json.loads(made.body)
+
+
+async def test_a_reload_is_answered_when_it_has_ended() -> None:
+    """200 with how it went; 202 while it goes on; 409 with every problem."""
+    state = FakeState()
+    for reloaded, status in (
+        (state.reloaded, 200),
+        (wire.Reload("agentd", "d", is_under_way=True), 202),
+        (wire.Reload("agentd", "d", result="refused", message="a", problems=("a: b", "c: d")), 409),
+    ):
+        state.reloaded = reloaded
+        found, body = await finished(Admin(state).handle(Request("POST", "/api/reload", {}, UNIX)))
+        assert found == status
+        if status == 409:
+            assert body["error"] == {"code": "conflict", "message": "a: b\nc: d"}
+        else:
+            assert body["under_way"] is (status == 202)
+    response, body = ask(state, "GET", "/api/reload")
+    assert (response.status, body["agentd"]["result"], body["proxy"]) == (200, "refused", None)
+    assert ask(state, "POST", "/api/reload", body=b"{}")[0].status == 400
+    assert ask(state, "POST", "/api/reload/proxy")[0].status == 409
+    assert ask(state, "DELETE", "/api/reload")[0].headers == (("allow", "GET, POST, HEAD"),)
+    assert ask(state, "POST", "/api/reload", TCP)[0].status == 403
+
+
+async def test_what_goes_wrong_later_is_an_answer_too() -> None:
+    async def explode() -> Response:
+        raise ZeroDivisionError
+
+    assert (await Admin(FakeState()).finish(explode)).status == 500
+
+
+def test_a_drain_is_begun_and_audited() -> None:
+    """Its body is checked; who asked is written down."""
+    state = FakeState()
+    response, body = ask(state, "POST", "/api/agents/waf/drain", body=b'{"instance":"i7","timeout_s":2.5,"force":true}')
+    assert (response.status, body["drains"][0]["instance"]) == (200, "i7")
+    assert state.drained == [("waf", wire.DrainRequest("i7", 2.5, True))]
+    assert state.audited == [("uid 1000 pid 42", "agent.drain", "waf", "i7, within 2.5 s")]
+    assert ask(state, "POST", "/api/agents/waf/drain")[0].status == 200
+    assert state.drained[1] == ("waf", wire.DrainRequest())
+    for bad in (b"{", b'{"timeout_s":-1}', b'{"instances":"i1"}'):
+        assert ask(state, "POST", "/api/agents/waf/drain", body=bad)[0].status == 400
+    assert ask(state, "POST", "/api/agents/none/drain")[0].status == 404
+    assert ask(state, "GET", "/api/drains")[1] == {"drains": []}
+
+
+def test_a_limit_is_changed_by_name_and_numbers() -> None:
+    """The name's slash percent-encoded; audited; nothing given, unknown fields and bodies of a reset are refused."""
+    state = FakeState()
+
+    def post(path: str, body: bytes = b"") -> int:
+        return ask(state, "POST", f"/api/limits/{path}", UNIX, body)[0].status
+
+    assert post("r%2Fa/set", b'{"capacity": 5}') == 200
+    assert post("r%2Fa/set", b'{"keep": true}') == 200
+    assert post("r%2Fa/reset") == 200
+    assert [(name, action, change.capacity) for name, action, change in state.limited[:1]] == [("r/a", "set", 5)]
+    assert [audited[1:3] for audited in state.audited] == [("limit.set", "r/a")] * 2 + [("limit.reset", "r/a")]
+    for path, body, status in (
+        ("r%2Fa/set", b"{}", 400),
+        ("r%2Fa/set", b'{"capacty": 5}', 400),
+        ("r%2Fa/set", b'{"capacity": "x"}', 400),
+        ("r%2Fa/reset", b"{}", 400),
+        ("r/a/reset", b"", 404),
+        ("x/reset", b"", 404),
+    ):
+        assert post(path, body) == status, (path, body)
+    assert len(state.limited) == 3

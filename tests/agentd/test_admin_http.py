@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import pytest
 
 from agentd import admin_http
 from agentd.admin import Admin
-from agentd.admin_http import AdminServer, address_of, bind_tcp, bind_unix
+from agentd.admin_http import AdminServer, Pages, address_of, bind_tcp, bind_unix
+from shared.defaults import ADMIN_SLICE_MS
 from shared.errors import WardgateError
 from shared.wire import admin as wire
 from tests.agentd.fake_state import FakeState
-from tests.support import until
+from tests.support import Clock, until
 
 TOKEN = "correct horse"
 
@@ -287,3 +288,70 @@ def test_ipv6_listens_on_ipv6_alone() -> None:
         pytest.skip("no IPv6 here")
     assert address_of(sock).startswith("[::1]:")
     sock.close()
+
+
+# --- long answers ----------------------------------------------------------------------------------
+
+
+async def turns_while(pages: Pages, pieces: Iterator[bytes]) -> tuple[list[bytes], int]:
+    """What came of the pieces, and how often the loop turned meanwhile."""
+    turns = 0
+    making = asyncio.ensure_future(pages.made("/metrics", pieces))
+    while not making.done():
+        await asyncio.sleep(0)
+        turns += 1
+    return making.result(), turns
+
+
+async def test_the_loop_turns_while_a_long_answer_is_made(clock: Clock) -> None:
+    """After each ADMIN_SLICE_MS, not after each piece: here after every fourth."""
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(400):
+            clock.ms(ADMIN_SLICE_MS / 4)
+            yield b"x" * 1_000
+
+    parts, turns = await turns_while(Pages(clock), pieces())
+    assert 100 <= turns <= 105
+    assert b"".join(parts) == b"x" * 400_000
+    assert max(map(len, parts)) < 70_000
+
+
+async def test_many_who_ask_at_once_share_a_page_that_is_begun_after_they_asked(clock: Clock) -> None:
+    """One that is under way is too old for them; of those who wait only the first has one made."""
+    pages = Pages(clock)
+    begun: list[int] = []
+
+    def page(number: int) -> Iterator[bytes]:
+        begun.append(number)
+        for _ in range(10):
+            clock.ms(ADMIN_SLICE_MS)
+            yield b"%d" % number
+
+    first = asyncio.ensure_future(pages.made("/metrics", page(0)))
+    await asyncio.sleep(0)
+    others = [asyncio.ensure_future(pages.made("/metrics", page(number))) for number in range(1, 40)]
+    made = [b"".join(parts) for parts in await asyncio.gather(first, *others)]
+    assert begun == [0, 1]
+    assert made == [b"0" * 10] + [b"1" * 10] * 39
+    assert pages._page is None
+
+
+async def test_a_page_that_cannot_be_made_is_500_and_the_next_one_is_made(short_tmp_dir: Path) -> None:
+    """An answer of the usual form, one traceback in the log, and no lock left behind."""
+
+    def broken() -> Iterator[bytes]:
+        yield b"wardgate_up 1\n"
+        raise ZeroDivisionError
+
+    async with serving(short_tmp_dir) as (state, _, address):
+        whole = state.metrics
+        state.metrics = lambda accept: ("text/plain", broken())
+        answer = await exchange(address, get("/metrics"))
+        assert answer.startswith(b"HTTP/1.1 500")
+        assert b'"code":"internal"' in answer
+        state.metrics = whole
+        head, _, body = (await exchange(address, get("/metrics"))).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"content-length: 1400" in head.lower()
+        assert len(body) == 1_400

@@ -72,14 +72,21 @@ def dealers() -> Iterator[Dealers]:
     made.close()
 
 
-def get(agentd: Agentd, path: str, method: str = "GET", over_tcp: bool = False) -> tuple[int, Any]:
+def get(
+    agentd: Agentd,
+    path: str,
+    method: str = "GET",
+    over_tcp: bool = False,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, Any]:
     connection = HTTPConnection(*agentd.admin_address, timeout=5)
     if not over_tcp:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(5)
         connection.sock.connect(str(agentd.runtime / "admin.sock"))
     try:
-        connection.request(method, path, headers={"Host": "localhost"})
+        connection.request(method, path, body, headers={"Host": "localhost", **(headers or {})})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -247,12 +254,85 @@ def test_it_starts_over_what_a_killed_one_left(agentd: Agentd) -> None:
     assert get(agentd, "/health/live", over_tcp=True)[0] == 200
 
 
-def test_sighup_is_answered_with_a_line_and_changes_nothing(agentd: Agentd) -> None:
-    """Reload comes later; a signal that is ignored silently would look like one that worked."""
+def test_sighup_brings_another_configuration_into_force(agentd: Agentd, notify_socket: NotifySocket) -> None:
+    """RELOADING=1 with its time, then READY=1; agents, breakers, log, token, audit path; nothing is restarted."""
+    agentd.env["NOTIFY_SOCKET"] = notify_socket.path
     agentd.start()
+    assert get(agentd, "/api/breakers/waf/set", "PATCH", body=b'{"failure_threshold": 77}')[0] == 200
+    nonce = os.stat(agentd.runtime / "agentd.seg").st_ino
+    wait_until(lambda: len(records(agentd)) == 1)
+    token = agentd.dir / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    changed = CONFIG.replace(
+        "timeout_ms = 2000", "timeout_ms = 2000\nmax_queue = 7\ncircuit_breaker.failure_threshold = 9"
+    )
+    agentd.write(changed)
+    text = agentd.config.read_text().replace(
+        'logging.level = "debug"', 'logging.level = "info"\nlogging.format = "text"'
+    )
+    text = text.replace(str(agentd.audit.parent), str(agentd.dir / "other"))
+    agentd.config.write_text(text.replace("admin.listen", f'admin.token_file = "{token}"\nadmin.listen'))
     agentd.child.signal(signal.SIGHUP)
-    agentd.child.wait_for("a reload of the configuration is not supported yet")
-    assert get(agentd, "/health/live")[0] == 200
+    agentd.child.wait_for("info agentd.reload reloaded")
+    fields = notify_socket.fields()
+    states = [field for field in fields if field in ("READY=1", "RELOADING=1")]
+    assert states == ["READY=1", "RELOADING=1", "READY=1"]
+    began = next(field for field in fields if field.startswith("MONOTONIC_USEC="))
+    assert 0 < now_ns() // 1000 - int(began.partition("=")[2]) < 30_000_000
+    (waf,) = get(agentd, "/api/agents")[1]["agents"]
+    assert waf["max_queue"] == 7
+    (breaker,) = get(agentd, "/api/breakers")[1]["breakers"]
+    assert breaker["failure_threshold"] == 9, "what was set by hand is gone"
+    headers = {"Authorization": "Bearer s3cret"}
+    assert get(agentd, "/api/breakers/waf/reset", "POST", over_tcp=True, headers=headers)[0] == 200
+    other = agentd.dir / "other" / "audit.jsonl"
+    wait_until(lambda: other.exists() and other.read_text().count("\n") == 1)
+    assert len(records(agentd)) == 1, "the old file is left as it was"
+    assert os.stat(agentd.runtime / "agentd.seg").st_ino == nonce
+    view = AgentdView(str(agentd.runtime / "agentd.seg"))
+    assert view.attach()
+    assert (view.reload.result.word, view.reload.applied, view.reload.is_under_way) == ("applied", 1, False)
+    view.close()
+    status = get(agentd, "/api/reload", "POST")
+    assert (status[0], status[1]["result"], status[1]["applied"]) == (200, "applied", 2)
+    audited = wait_until(lambda: [r for r in map(json.loads, other.read_text().splitlines()) if r["phase"] == "reload"])
+    assert audited[0]["agents"][0]["message"].startswith("applied: ")
+
+
+def test_a_breaker_opened_by_hand_stays_open_when_its_agent_comes_back(agentd: Agentd) -> None:
+    """Taken out of the configuration and put in again; meanwhile another one is opened and closed."""
+    other = '[[agents]]\nname = "other"\nprotocol = "zmq-v1"\nendpoint = "ipc:///nowhere"\n'
+    agentd.write(CONFIG + other)
+    agentd.start()
+    assert get(agentd, "/api/breakers/other/open", "POST")[0] == 200
+    agentd.write(CONFIG)
+    assert get(agentd, "/api/reload", "POST")[0] == 200
+    assert [agent["name"] for agent in get(agentd, "/api/agents")[1]["agents"]] == ["waf"]
+    for action in ("open", "reset"):
+        assert get(agentd, f"/api/breakers/waf/{action}", "POST")[0] == 200
+    agentd.write(CONFIG + other)
+    assert get(agentd, "/api/reload", "POST")[0] == 200
+    states = {row["agent"]: row["state"] for row in get(agentd, "/api/breakers")[1]["breakers"]}
+    assert states == {"waf": "closed", "other": "forced_open"}
+    found = row(agentd, "other")
+    assert found is not None
+    assert found.breaker is BreakerState.FORCED_OPEN
+
+
+def test_what_needs_a_restart_is_refused_by_name(agentd: Agentd) -> None:
+    """Nothing of the file acts, also not what could; the API says why."""
+    agentd.start()
+    agentd.write(CONFIG.replace("timeout_ms = 2000", "max_queue = 7"))
+    agentd.config.write_text(agentd.config.read_text().replace('["127.0.0.1:0"]', "[]"))
+    status, answer = get(agentd, "/api/reload", "POST")
+    assert status == 409
+    assert answer["error"]["message"] == "admin.listen: changed, and that needs a restart of agentd"
+    assert get(agentd, "/api/agents")[1]["agents"][0]["max_queue"] == 200
+    found = get(agentd, "/api/reload")[1]
+    assert (found["agentd"]["result"], found["agentd"]["refused"], found["proxy"]) == ("refused", 1, None)
+    assert found["agentd"]["problems"] == [answer["error"]["message"]]
+    assert get(agentd, "/api/reload/proxy", "POST")[0] == 409
 
 
 def test_the_watchdog_is_fed_from_the_loop(agentd: Agentd, notify_socket: NotifySocket) -> None:

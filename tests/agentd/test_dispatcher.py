@@ -242,8 +242,8 @@ class TestLanes:
         core.dispatcher.worker_gone(core.worker)
         assert len(told) == 3
         assert list(core.dispatcher.lanes) == ["waf"]
-        assert core.instances["old"].closed == "agent is no longer configured"
-        assert core.instances["waf"].closed == ""
+        assert core.instances["old"].is_draining
+        assert not core.instances["waf"].is_draining
 
     def test_a_lane_nobody_names_goes_at_once(self, clock: Clock) -> None:
         """And comes back new when it is configured again."""

@@ -1,4 +1,4 @@
-"""The page of metrics is readable whatever agents report, and no count on it ever goes down."""
+"""agentd/exporter.py: the page is readable, complete, made in small steps, and no count on it ever goes down."""
 
 import os
 import signal
@@ -7,38 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
-from agentd.exporter import AgentdStats, AgentStats, Reported, Sources, render
+from agentd.exporter import Sources, pieces, render
+from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding
 from shared import defaults
 from shared import metrics as m
 from shared.decision import Outcome, Verb
-from shared.segment import DRAINING, READY, ProxyView, ProxyWriter
-from shared.wire.agent_messages import HistogramSeries, Metrics, Series
+from shared.segment import DRAINING, READY, ProxyView, ProxyWriter, Reload, ReloadResult
+from shared.wire import segment as layout
+from tests.agentd.metrics_page import DIGEST, at, page_of, parse
 from tests.support import Clock
-
-DIGEST = "0123456789abcdef"
-Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def parse(text: bytes) -> Page:
-    """Samples by name and labels; a series or a family that appears twice is a failure."""
-    page: Page = {}
-    types = [line for line in text.decode().splitlines() if line.startswith("# TYPE ")]
-    assert len({line.split()[2] for line in types}) == len(types)
-    for family in text_string_to_metric_families(text.decode()):
-        for sample in family.samples:
-            key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in page, key
-            page[key] = sample.value
-    assert len(page) == sum(not line.startswith("#") for line in text.decode().splitlines())
-    return page
-
-
-def at(page: Page, name: str, **labels: str) -> float:
-    return page[name, frozenset(labels.items())]
 
 
 @pytest.fixture
@@ -53,12 +31,6 @@ def view(short_tmp_dir: Path) -> Iterator[ProxyView]:
     made = ProxyView(f"{short_tmp_dir}/proxy.seg")
     yield made
     made.close()
-
-
-def page_of(view: ProxyView, clock: Clock, *agents: AgentStats, **fields: Any) -> Page:
-    view.check()
-    stats = AgentdStats(agents=agents, config_digest=DIGEST, version="1.2.3", **fields)
-    return parse(render(Sources(view, lambda: stats, clock, lambda: clock.now / 1e9 + 5000)))
 
 
 # --- the workers -----------------------------------------------------------------------------------
@@ -183,7 +155,7 @@ def test_processes_show_memory_and_descriptors(proxy: ProxyWriter, view: ProxyVi
         {"process": "worker", "slot": "0"},
     ):
         assert at(page, "wardgate_process_resident_memory_bytes", **labels) > 1_000_000
-        assert at(page, "wardgate_process_open_fds", **labels) > 2
+        assert at(page, "wardgate_process_max_fds", **labels) >= at(page, "wardgate_process_open_fds", **labels) > 2
     assert ("wardgate_process_open_fds", frozenset({("process", "worker"), ("slot", "1")})) not in page
 
 
@@ -198,7 +170,11 @@ def test_a_lane_is_on_the_page(view: ProxyView, clock: Clock) -> None:
         "outcomes": {outcome.word: int(outcome) for outcome in Outcome},
         "observed": {outcome.word: 9 for outcome in Outcome},
         "in_flight": 3,
+        "max_concurrent_calls": 30,
         "queued": 4,
+        "max_queue": 40,
+        "held": 1,
+        "pinned": 12,
         "queued_total": 44,
         "queue_ms_total": 1500.0,
         "instances": [{}, {}],
@@ -207,12 +183,21 @@ def test_a_lane_is_on_the_page(view: ProxyView, clock: Clock) -> None:
         "duration_buckets": buckets,
         "duration_ms_total": 12.5,
     }
-    page = page_of(view, clock, AgentStats.of_lane(lane, garbage=8, refused_ops=10))
+    beside = {
+        "garbage": 8,
+        "refused_ops": 10,
+        "instances_limit": 64,
+        "outstanding_bytes": Outstanding(700, 400, 1_000),
+        "outstanding_messages": Outstanding(7, 4, 10),
+        "sends_refused": {"bytes": 5, "socket": 6},
+    }
+    page = page_of(view, clock, AgentStats.of_lane(lane, **beside), AgentStats("v1", instances_limit=2))
     for outcome in Outcome:
         calls = at(page, "wardgate_agent_calls_total", agent="waf", mode="enforce", outcome=outcome.word)
         assert calls == outcome
     assert at(page, "wardgate_agent_calls_total", agent="waf", mode="observe", outcome="queue_full") == 9
-    found = {name.removeprefix("wardgate_agent_"): value for (name, labels), value in page.items() if len(labels) == 1}
+    of_waf = frozenset({("agent", "waf")})
+    found = {name.removeprefix("wardgate_agent_"): value for (name, labels), value in page.items() if labels == of_waf}
     assert found["calls_in_flight"] == 3
     assert found["calls_queued"] == 4
     assert found["calls_delayed_total"] == 44
@@ -222,6 +207,14 @@ def test_a_lane_is_on_the_page(view: ProxyView, clock: Clock) -> None:
     assert found["late_verdicts_total"] == 7
     assert found["garbage_total"] == 8
     assert found["header_ops_refused_total"] == 10
+    assert (found["calls_limit"], found["queue_limit"], found["instances_limit"]) == (30, 40, 64)
+    assert (found["calls_held"], found["exchanges_pinned"]) == (1, 12)
+    for what, total in (("bytes", 700), ("messages", 7)):
+        assert found[f"outstanding_{what}"] == total
+        assert found[f"outstanding_{what}_fullest"] == total // 7 * 4
+        assert found[f"outstanding_{what}_limit"] == total // 7 * 10
+    assert at(page, "wardgate_agent_sends_refused_total", agent="waf", reason="socket") == 6
+    assert ("wardgate_agent_outstanding_bytes", frozenset({("agent", "v1")})) not in page  # one call per connection
     assert found["call_duration_seconds_count"] == 5
     assert found["call_duration_seconds_sum"] == 0.0125
     states = {
@@ -246,9 +239,28 @@ def test_the_lane_that_exists_has_what_the_page_wants() -> None:
 
 def test_agentd_itself_is_on_the_page(view: ProxyView, clock: Clock) -> None:
     page = page_of(
-        view, clock, workers=2, ingress_messages=3, ingress_malformed=4, audit_written=5, audit_dropped=6,
-        audit_queued=7, sessions_refused={"not_allowed": 8, "malformed": 9},
+        view, clock, workers=2, ingress_messages=3, ingress_malformed=4, ingress_unknown=10, replies_dropped=11,
+        hop_hwm=12, client_buffer_bytes=13, events_pending=14, exchanges_open=15, memory_cuts=16, audit_written=5,
+        audit_queued=Bound(7, 70, 6), audit_bytes=Bound(17, 170),
+        local={"workers": Bound(1, 256, 2), "agents": Bound(3, 4_096, 4)},
+        sessions_refused={"not_allowed": 8, "malformed": 9},
     )  # fmt: skip
+    for name, value in (
+        ("wardgate_ingress_unknown_total", 10),
+        ("wardgate_ingress_replies_dropped_total", 11),
+        ("wardgate_hop_queue_limit", 12),
+        ("wardgate_client_buffer_limit_bytes", 13),
+        ("wardgate_agentd_events_pending", 14),
+        ("wardgate_agentd_exchanges_open", 15),
+        ("wardgate_memory_cuts_total", 16),
+        ("wardgate_audit_queued_limit", 70),
+        ("wardgate_audit_queued_bytes", 17),
+        ("wardgate_audit_queued_bytes_limit", 170),
+    ):
+        assert at(page, name) == value
+    assert at(page, "wardgate_local_connections", socket="agents") == 3
+    assert at(page, "wardgate_local_connections_limit", socket="workers") == 256
+    assert at(page, "wardgate_local_connections_refused_total", socket="agents") == 4
     assert at(page, "wardgate_ingress_workers") == 2
     assert at(page, "wardgate_ingress_messages_total") == 3
     assert at(page, "wardgate_ingress_malformed_total") == 4
@@ -259,167 +271,92 @@ def test_agentd_itself_is_on_the_page(view: ProxyView, clock: Clock) -> None:
     assert [dict(labels)["version"] for name, labels in page if name == "wardgate_build_info"] == ["1.2.3"]
 
 
-# --- what agents report ----------------------------------------------------------------------------
+# --- step by step ----------------------------------------------------------------------------------
 
 
-def counter(value: float, name: str = "hits", **labels: str) -> Metrics:
-    return Metrics(counters=[Series(name, value, labels)])
+class Watched(ProxyView):
+    """Notes how many cells each look at the segment adds up."""
+
+    def __init__(self, path: str) -> None:
+        self.looks: list[int] = []
+        super().__init__(path)
+
+    def _steadily(self, cells: Any, at: int, count: int, together: Any) -> Any:
+        found = super()._steadily(cells, at, count, together)
+        self.looks.append(count * (found[1] if found is not None else 1))
+        return found
 
 
-def reported(view: ProxyView, clock: Clock, **agents: Reported) -> Page:
-    return page_of(view, clock, *(AgentStats(name, reported=told.totals()) for name, told in agents.items()))
+def test_no_step_of_a_large_page_is_long(short_tmp_dir: Path, clock: Clock) -> None:
+    """A thousand routes, twenty agents: a step looks at few cells, or at one agent, or writes few lines."""
+    routes = [f"route-{number}" for number in range(1_000)]
+    writer = ProxyWriter.create(f"{short_tmp_dir}/proxy.seg", DIGEST, routes, ("app",))
+    for index in range(3):
+        writer.slot(index).claim(os.getpid(), clock.now)
+        writer.slot(index).route_cells(999)[m.R_RESPONSES + 1] = 7
+    view = Watched(f"{short_tmp_dir}/proxy.seg")
+    view.check()
+    taken = []
+
+    def agents() -> Iterator[AgentStats]:
+        for number in range(20):
+            taken.append(number)
+            yield AgentStats(f"agent-{number}")
+
+    steps = []
+    looked = asked = 0
+    for piece in pieces(Sources(view, lambda: AgentdStats(agents=agents()), clock)):
+        steps.append(piece)
+        assert sum(view.looks[looked:]) <= 2 * defaults.SEGMENT_PIECE_CELLS
+        assert len(taken) - asked <= 1
+        assert piece.count(b"\n") <= 2 * defaults.METRICS_PIECE_LINES  # an item is a line, or a head of two
+        looked, asked = len(view.looks), len(taken)
+    page = parse(b"".join(steps))
+    assert at(page, "wardgate_responses_total", route="route-999", code="2xx") == 21
+    assert len(steps) > 100
+    view.close()
+    writer.close()
 
 
-def test_reports_of_instances_are_added_up_under_the_agents_name(view: ProxyView, clock: Clock) -> None:
-    waf = Reported()
-    waf.report("i1", Metrics([Series("hits", 1.0, {"rule": "a"})], [Series("depth", 2.0)]))
-    waf.report("i2", Metrics([Series("hits_total", 10.0, {"rule": "a"})], [Series("depth", 5.0)]))
-    page = reported(view, clock, waf=waf)
-    assert at(page, "wardgate_reported_hits_total", agent="waf", rule="a") == 11
-    assert at(page, "wardgate_reported_depth", agent="waf") == 7
-    assert at(page, "wardgate_agent_reported_series", agent="waf") == 2
+def test_a_proxy_that_starts_anew_in_the_middle_is_read_from_its_beginning(
+    short_tmp_dir: Path, proxy: ProxyWriter, view: ProxyView, clock: Clock
+) -> None:
+    """Never half of one and half of the other."""
+    view.check()
+    page = pieces(Sources(view, AgentdStats, clock))
+    made = [next(page)]
+    proxy.close()
+    successor = ProxyWriter.create(f"{short_tmp_dir}/proxy.seg", "other", ("new",), ("app",))
+    view.check()
+    made += page
+    routes = {dict(labels).get("route") for _, labels in parse(b"".join(made))} - {None}
+    assert routes == {"new"}
+    successor.close()
 
 
-def test_a_gone_instance_leaves_its_counts_and_takes_its_gauges() -> None:
-    waf = Reported()
-    waf.report("i1", Metrics([Series("hits", 5.0)], [Series("depth", 2.0)]))
-    waf.gone("i1")
-    waf.gone("i1")
-    waf.report("i1", counter(1.0))  # a new process of the same name
-    assert {key.name: value.numbers for key, value in waf.totals().series.items()} == {"hits": (6.0,)}
+def test_a_fold_that_never_ends_repeats_the_last_page(proxy: ProxyWriter, view: ProxyView, clock: Clock) -> None:
+    """An arbiter killed while it moved counts: what was said last, not half of it."""
+    slot = proxy.slot(0)
+    slot.claim(1, clock.now)
+    slot.cells[m.W_REQUESTS] = 5
+    assert at(page_of(view, clock), "wardgate_requests_total") == 5
+    proxy._cells[layout.H_FOLD_SEQ] |= 1
+    slot.cells[m.W_REQUESTS] = 0
+    assert at(page_of(view, clock), "wardgate_requests_total") == 5
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.sampled_from(["i1", "i2", "i3"]), st.floats(0, 1e6)),
-            st.tuples(st.sampled_from(["i1", "i2", "i3"]), st.none()),
-        ),
-        max_size=30,
-    )
-)
-def test_a_reported_count_never_goes_down(steps: list[tuple[str, float | None]]) -> None:
-    """Whatever instances come, go, begin again at less, or fall silent."""
-    waf, last = Reported(), 0.0
-    for instance, value in steps:
-        if value is None:
-            waf.gone(instance)
-        else:
-            waf.report(instance, counter(value) if value > 1 else Metrics())
-        total = sum(one.numbers[0] for one in waf.totals().series.values())
-        assert total >= last * (1 - 1e-12)
-        last = total
-
-
-def test_histograms_are_added_up_while_their_buckets_agree(view: ProxyView, clock: Clock) -> None:
-    def told(count: int, *bounds: float) -> Metrics:
-        return Metrics(histograms=[HistogramSeries("took", -0.5, count, [(b, i) for i, b in enumerate(bounds, 1)])])
-
-    waf = Reported()
-    waf.report("i1", told(4, 0.1, 1.0))
-    waf.gone("i1")
-    waf.report("i2", told(3, 0.1, 1.0))
-    name = "wardgate_reported_took"
-    page = reported(view, clock, waf=waf)
-    assert [at(page, f"{name}_bucket", agent="waf", le=le) for le in ("0.1", "1.0", "+Inf")] == [2, 4, 7]
-    assert (at(page, f"{name}_count", agent="waf"), at(page, f"{name}_sum", agent="waf")) == (7, -1.0)
-    waf.report("i3", told(5, 0.2))  # the next version of the agent has others: the old ones end
-    page = reported(view, clock, waf=waf)
-    assert [labels for (sample, labels) in page if sample == f"{name}_count"] == [frozenset({("agent", "waf")})]
-    assert at(page, f"{name}_bucket", agent="waf", le="0.2") == 1
-    assert at(page, f"{name}_count", agent="waf") == 5
-
-
-BAD = [
-    Metrics(counters=[Series("with space", 1.0)]),
-    Metrics(counters=[Series("", 1.0)]),
-    Metrics(counters=[Series('x{agent="other"} 1\nwardgate_requests_total', 1.0)]),
-    Metrics(counters=[Series("x" * 129, 1.0)]),
-    Metrics(counters=[Series("x", -1.0)]),
-    Metrics(counters=[Series("x", float("nan"))]),
-    Metrics(gauges=[Series("x", float("inf"))]),
-    Metrics(gauges=[Series("x", 1.0, {"bad label": "y"})]),
-    Metrics(gauges=[Series("x", 1.0, {"__name__": "y"})]),
-    Metrics(gauges=[Series("x", 1.0, {"a": "v" * 129})]),
-    Metrics(gauges=[Series("x", 1.0, {"a": "\ud800"})]),
-    Metrics(gauges=[Series("x", 1.0, {"agent": "a", "exported_agent": "b"})]),
-    Metrics(gauges=[Series("x", 1.0, {f"l{i}": "" for i in range(9)})]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 1, [(1.0, 2)])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 2, [(1.0, 2), (0.5, 2)])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 2, [(1.0, 2), (2.0, 1)])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 2, [(1.0, -1)])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, -2, [])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 2, [(float("inf"), 2)])]),
-    Metrics(histograms=[HistogramSeries("x", float("nan"), 2, [])]),
-    Metrics(histograms=[HistogramSeries("x", 1.0, 99, [(float(i), i) for i in range(33)])]),
-]
-
-
-@pytest.mark.parametrize("said", BAD)
-def test_what_would_spoil_the_page_is_dropped_and_counted(view: ProxyView, clock: Clock, said: Metrics) -> None:
-    waf = Reported()
-    waf.report("i1", said)
-    waf.report("i1", counter(1.0))
-    page = reported(view, clock, waf=waf)
-    assert at(page, "wardgate_agent_reported_dropped_total", agent="waf", reason="malformed") == 1
-    assert at(page, "wardgate_agent_reported_series", agent="waf") == 1
-
-
-labels = st.dictionaries(st.text(max_size=6), st.text(max_size=6), max_size=3)
-names = st.one_of(
-    st.sampled_from(["a", "a_total", "a_bucket", "a_sum", "a_count", "a_created", "a_info"]), st.text(max_size=5)
-)
-series = st.lists(st.builds(Series, names, st.floats(), labels), max_size=5)
-histograms = st.lists(
-    st.builds(
-        HistogramSeries, names, st.floats(), st.integers(0, 20),
-        st.lists(st.tuples(st.sampled_from([0.1, 1.0, 2.0]), st.integers(0, 20)), max_size=3), labels,
-    ),
-    max_size=4,
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.builds(Metrics, series, series, histograms), max_size=3))
-def test_no_report_makes_the_page_unreadable(said: list[Metrics]) -> None:
-    """Any names, any kinds under one name, from several agents and instances: each series once, one type a name."""
-    told = [Reported() for _ in said]
-    for i, one in enumerate(said):
-        told[i].report("i1", one)
-        told[i].report("i2", said[0])
-    stats = AgentdStats(agents=[AgentStats(f"agent{i}", reported=t.totals()) for i, t in enumerate(told)])
-    view = ProxyView("/nowhere/proxy.seg")
-    parse(render(Sources(view, lambda: stats, Clock())))
-
-
-def test_labels_of_the_agents_own_are_escaped_and_kept_apart(view: ProxyView, clock: Clock) -> None:
-    waf = Reported()
-    text = 'a"b\\c\nd{}=ü,'
-    waf.report("i1", Metrics(gauges=[Series("x", 1.5, {"agent": text, "le": "1"})]))
-    page = reported(view, clock, waf=waf)
-    assert at(page, "wardgate_reported_x", agent="waf", exported_agent=text, exported_le="1") == 1.5
-
-
-def test_series_are_bounded_over_all_instances(view: ProxyView, clock: Clock) -> None:
-    waf, limit = Reported(), defaults.MAX_AGENT_METRIC_SERIES
-    waf.report("i1", Metrics(gauges=[Series("x", 1.0, {"n": str(n)}) for n in range(limit)]))
-    waf.report("i2", counter(1.0))
-    waf.report("i1", Metrics(counters=[Series("x", 1.0, {"n": str(n)}) for n in range(limit + 500)]))
-    page = reported(view, clock, waf=waf)
-    assert at(page, "wardgate_agent_reported_series", agent="waf") == limit
-    assert at(page, "wardgate_agent_reported_dropped_total", agent="waf", reason="limit") == 1 + 500
-    waf.gone("i1")
-    waf.gone("i2")
-    waf.report("i3", counter(1.0, "another"))  # counts of the gone stay, and take room
-    assert len(waf.totals().series) == limit
-
-
-def test_two_kinds_under_one_name_are_not_mixed(view: ProxyView, clock: Clock) -> None:
-    """The first has the name; one family of two kinds would cost everybody's numbers."""
-    one, other = Reported(), Reported()
-    one.report("i1", Metrics(gauges=[Series("x_total", 1.0)]))
-    other.report("i1", Metrics(counters=[Series("x", 2.0), Series("y", 3.0)]))
-    page = reported(view, clock, one=one, other=other)
-    found = {name: value for (name, _), value in page.items() if name.startswith("wardgate_reported")}
-    assert found == {"wardgate_reported_x_total": 1.0, "wardgate_reported_y_total": 3.0}
+def test_how_reloads_went(proxy: ProxyWriter, view: ProxyView, clock: Clock) -> None:
+    """Of both daemons; 0 only while the last one failed; a time once there was one."""
+    proxy.begin_reload()
+    proxy.end_reload(ReloadResult.ROLLED_BACK, clock.now, "why")
+    own = Reload(2, ReloadResult.APPLIED, clock.now, clock.now, applied=1, refused=1)
+    page = page_of(view, clock, reload=own)
+    assert at(page, "wardgate_config_last_reload_successful", daemon="agentd") == 1
+    assert at(page, "wardgate_config_last_reload_successful", daemon="proxy") == 0
+    keys = (("agentd", "applied"), ("agentd", "refused"), ("proxy", "rolled_back"), ("proxy", "applied"))
+    counts = [at(page, "wardgate_config_reloads_total", daemon=name, result=result) for name, result in keys]
+    assert counts == [1, 1, 1, 0]
+    name = "wardgate_config_last_reload_success_timestamp_seconds"
+    assert at(page, name, daemon="agentd") == pytest.approx(clock.now / 1e9 + 5000)
+    assert (name, frozenset({("daemon", "proxy")})) not in page
+    assert at(page_of(view, clock), "wardgate_config_last_reload_successful", daemon="agentd") == 1

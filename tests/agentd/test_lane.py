@@ -441,6 +441,35 @@ class TestBreaker:
         assert len(instance.sent) == 1
         bench.assert_idle()
 
+    def test_one_hung_instance_among_others_is_one_failure(self, clock: Clock) -> None:
+        """All that it holds times out; the breaker hears of the first, and its sibling goes on."""
+        bench = LaneBench(clock)
+        hung, well = bench.instance("hung"), bench.instance("well")
+        for _ in range(40):
+            bench.call()
+        for _ in range(len(well.calls)):
+            well.answer()
+        assert len(hung.calls) == 20
+        bench.lane.expire(clock.ms(200))
+        assert bench.waiter.outcomes.count(Outcome.TIMEOUT) == 20
+        assert bench.lane.breaker.state is BreakerState.CLOSED
+        assert bench.lane.breaker.snapshot(clock.now)["failures"] == 1
+        for _ in range(30):
+            bench.call()
+        assert (len(hung.calls), len(well.calls)) == (0, 30)
+        while well.calls:
+            well.answer()
+        bench.assert_idle()
+
+    def test_all_hung_instances_are_as_many_failures(self, clock: Clock) -> None:
+        bench = LaneBench(clock)
+        for name in ("a", "b"):
+            bench.instance(name)
+        for _ in range(6):
+            bench.call()
+        bench.lane.expire(clock.ms(200))
+        assert bench.lane.breaker.state is BreakerState.OPEN
+
     def test_operator_opens_and_closes(self, clock: Clock) -> None:
         """Forcing it open empties the queue; what was sent may still be answered; closing admits again."""
         bench = LaneBench(clock, max_concurrent_calls=1)

@@ -39,10 +39,19 @@ class Sink:
     def numbers(self) -> tuple[int, int, int]:
         return 11, 12, 13
 
+    def room(self) -> tuple[int, int, int]:
+        return 14, 15, 16
+
 
 class Ingress:
     messages = 5
     malformed = 6
+    unknown = 7
+    replies_dropped = 8
+    memory_cuts = 9
+
+    def local_connections(self) -> tuple[int, int, int]:
+        return 1, 2, 3
 
 
 class World:
@@ -64,7 +73,7 @@ class World:
             CONFIG, "d", "1", rows, proxy, None, LoopLag(clock()), latency_of(lanes), lambda: "", clock=clock
         )
         self.state = Operations(
-            self.dispatcher, self.registry, self.publisher, health, sink, Ingress(), proxy, "1", clock
+            self.dispatcher, self.registry, self.publisher, health, sink, Ingress(), proxy, "1", clock, Ingress()
         )
 
     def _moved(self, agent: str, old: BreakerState, new: BreakerState) -> None:
@@ -145,15 +154,16 @@ def test_agents_show_configuration_and_lane(world: World) -> None:
 
 def test_metrics_show_what_agentd_counts(world: World) -> None:
     """One page in the plain text format."""
-    content_type, page = world.state.metrics("")
+    content_type, steps = world.state.metrics("")
+    page = b"".join(steps)
     assert content_type.startswith("text/plain")
     for line in (
-        b"wardgate_audit_written_total 11.0",
-        b"wardgate_audit_dropped_total 12.0",
-        b"wardgate_audit_queued 13.0",
-        b"wardgate_ingress_messages_total 5.0",
-        b"wardgate_ingress_malformed_total 6.0",
-        b'wardgate_agent_breaker_state{agent="waf",state="closed"} 1.0',
+        b"wardgate_audit_written_total 11",
+        b"wardgate_audit_dropped_total 12",
+        b"wardgate_audit_queued 13",
+        b"wardgate_ingress_messages_total 5",
+        b"wardgate_ingress_malformed_total 6",
+        b'wardgate_agent_breaker_state{agent="waf",state="closed"} 1',
     ):
         assert line in page
 

@@ -88,6 +88,54 @@ class TestChoose:
             setattr(instance, name, before)
 
 
+class TestHung:
+    """An instance that let a call time out looks idle; it is asked again when it has shown that it lives."""
+
+    def test_only_when_no_other_can(self, clock: Clock) -> None:
+        pool, (hung, well) = instances(clock, 2, limit=2)
+        assert not pool.let_down(hung)  # the first time is news
+        assert [pool.choose() for _ in range(4)] == [well] * 4
+        load(well, 2)
+        assert pool.choose() is hung
+
+    def test_known_to_hang(self, clock: Clock) -> None:
+        """What more of its calls time out says nothing new, as long as somebody else is trusted."""
+        pool, (hung, well) = instances(clock, 2)
+        assert [pool.let_down(hung) for _ in range(3)] == [False, True, True]
+        assert not pool.let_down(well)
+        assert not pool.let_down(well)
+
+    def test_on_trial(self, clock: Clock) -> None:
+        """After a sign of life one call at a time."""
+        pool, (hung, well) = instances(clock, 2)
+        pool.let_down(hung)
+        hung.owes -= 1
+        load(well, 1)
+        assert pool.choose() is hung
+        load(hung, 1)
+        load(well, 5)
+        assert pool.choose() is well
+
+    def test_each_failed_trial_asks_for_more(self, clock: Clock) -> None:
+        pool, (hung, _) = instances(clock, 2)
+        owed = []
+        for _ in range(8):
+            pool.let_down(hung)
+            owed.append(hung.owes - 1)
+            pool.let_down(hung)  # one that was sent before it hung
+            hung.owes = 1
+        assert owed == [1, 2, 4, 8, 16, 32, 32, 32]
+
+    def test_an_answer_makes_good(self, clock: Clock) -> None:
+        pool, (hung, _) = instances(clock, 2)
+        for _ in range(3):
+            pool.let_down(hung)
+            hung.owes = 1
+        hung.owes = 0
+        pool.let_down(hung)
+        assert hung.owes == 2
+
+
 class TestPins:
     def test_counted_per_instance(self, clock: Clock) -> None:
         """The first pin of an exchange stays; unpinning twice is harmless."""

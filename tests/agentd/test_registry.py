@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentd.alarm import Alarm
@@ -96,6 +97,7 @@ class TestJudge:
         """Faults of the configuration are final, so that a supervisor and its log see them."""
         assert {code.value for code in RefuseCode if code not in RETRY_AFTER_MS} == {
             "protocol", "unknown_agent", "not_allowed", "bad_proof", "missing_events", "config_rejected",
+            "drained",
         }  # fmt: skip
 
 
@@ -183,6 +185,16 @@ class TestAdmit:
         assert isinstance(found, No)
         assert found.code is RefuseCode.TOO_MANY
         assert isinstance(made.admit(seat, session(seat, "i0")), V2Session)
+
+    def test_too_many_is_what_the_configuration_says(self) -> None:
+        """At once after a reload; who is there stays."""
+        made = registry()
+        seat = made.seats["waf"]
+        for number in range(3):
+            made.admit(seat, session(seat, f"i{number}"))
+        seat.configure(msgspec.structs.replace(seat.settings, max_instances=2), made.own_uid)
+        assert isinstance(made.admit(seat, session(seat, "one-more")), No)
+        assert len(seat.sessions) == 3
 
     def test_metrics_leave_with_the_instance(self) -> None:
         """Gauges go, counts stay."""

@@ -787,6 +787,26 @@ class TestReload:
             a.send(b"CONFIG_RESULT", {"config_version": config["config_version"], "accepted": True})
             await a.events()
 
+    async def test_instances_get_it_one_after_the_other(self) -> None:
+        """While one of them takes it the other goes on; one that does not answer holds up nobody for long."""
+        clock = Clock()
+        async with World(agent(config={"a": 1}), clock=clock) as world:
+            one, two = await world.ready(instance="one"), await world.ready(instance="two")
+            world.v2.configure([agent(config={"a": 2})], world.lanes, 0)
+            config = await one.json(b"CONFIG")
+            assert two.is_silent
+            world.ask()
+            assert len(session_of(world, instance="two").calls) == 1
+            one.send(b"CONFIG_RESULT", {"config_version": config["config_version"], "accepted": True})
+            await two.events()
+            assert (await two.json(b"CONFIG"))["config"] == {"a": 2}
+            world.v2.configure([agent(config={"a": 3})], world.lanes, 0)
+            assert (await two.json(b"CONFIG"))["config"] == {"a": 3}, "it was not yet done with the one before"
+            assert one.is_silent
+            clock.ms(d.RECONFIGURE_WITHIN_MS + 1)
+            world.v2.on_time(clock())
+            assert (await one.json(b"CONFIG"))["config"] == {"a": 3}
+
     async def test_same_config_is_not_sent(self) -> None:
         async with World() as world:
             a = await world.ready()
@@ -918,6 +938,7 @@ class TestBadPeers:
                 await asyncio.sleep(0)
             assert sent == d.SESSION_MAX_BYTES // (len(large) + 64)
             assert call.message == "its socket is full"
+            assert session_of(world).seat.sends_refused["bytes"] == session_of(world).sends_refused >= 1
             world.lane.expire(clock.ms(100))
             world.lane.close_breaker(clock.now)
             assert world.ask(event=large).outcome is Outcome.QUEUE_FULL
@@ -929,6 +950,33 @@ class TestBadPeers:
             a.send(b"PONG", *frames[1:])
             await world.until(lambda: session_of(world).unread_bytes == 0)
             assert world.ask(event=large).outcome is not Outcome.QUEUE_FULL
+
+    async def test_what_is_remembered_of_ended_calls_is_shared_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands of sessions remember fewer each: memory is bounded over all of them."""
+        monkeypatch.setattr("agentd.transport.zmq_reception.AGENT_ENDED_TOTAL", 200)
+        clock = Clock()
+        async with World(agent(max_concurrent_calls=1_000), clock=clock) as world:
+            await world.ready(max_concurrency=1_000, max_batch=100)
+            world.v2.on_time(clock.ms(d.AGENT_LOOK_MS))
+            for _ in range(900):
+                world.ask(timeout_ms=100)
+            await world.until(lambda: not session_of(world).is_marked)
+            world.lane.expire(clock.ms(100))
+            session = session_of(world)
+            kept = len(session._unanswered._young) + len(session._unanswered._older)
+            assert 200 <= kept <= 400
+            assert session._answered.limit == 25
+
+    async def test_the_bound_in_bytes_is_the_configurations(self) -> None:
+        """Also of sessions that were there before a reload."""
+        async with World(agent(max_outstanding_bytes=100_000)) as world:
+            a = await world.ready()
+            world.loop.remove_reader(a.socket.fileno())
+            event = b'{"x":"' + b"x" * 60_000 + b'"}'
+            assert world.ask(event=event).outcome is not Outcome.QUEUE_FULL
+            assert world.ask(event=event).outcome is Outcome.QUEUE_FULL
+            world.v2.configure([agent(max_outstanding_bytes=1_000_000)], {"waf": world.lane}, 0)
+            assert world.ask(event=event).outcome is not Outcome.QUEUE_FULL
 
     async def test_messages_unread_are_bounded_too(self) -> None:
         clock = Clock()

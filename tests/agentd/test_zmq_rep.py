@@ -491,6 +491,33 @@ class TestLeaving:
             world.v1.configure([], {}, world.clock())
             await world.until(lambda: world.lane.live_instances == 0)
 
+    async def test_the_old_connection_serves_until_the_new_one_is_up(self) -> None:
+        """The new endpoint is silent at first: calls go where they went. Once it answers, the old one drains."""
+        async with V1World() as world:
+            await world.up()
+            old = world.connection
+            moved = v1(f"ipc://{world.dir}/moved")
+            world.v1.configure([moved], world.lanes, world.clock() + 1_000 * MS)
+            assert [c.name for c in world.v1.connections] == ["connection-1", "connection-2"]
+            call = world.ask()
+            await world.asker.wait(1)
+            assert (call.outcome, call.instance) == (Outcome.DECISION, old)
+            world.v1.configure([moved], world.lanes, world.clock() + 1_000 * MS)
+            assert len(world.v1.connections) == 2, "the same again changes nothing"
+            world.rep("moved", lambda message: {"version": 1, "decision": "allow"})
+            await world.until(lambda: world.v1.on_time(world.clock()) or old.state is Link.CLOSED)
+            assert world.lane.live_instances == 1
+
+    async def test_the_old_connection_does_not_wait_for_ever(self) -> None:
+        async with V1World() as world:
+            await world.up()
+            old = world.connection
+            world.v1.configure([v1(f"ipc://{world.dir}/nobody")], world.lanes, world.clock() + 1_000 * MS)
+            world.v1.on_time(world.clock() + (d.V1_HANDOVER_MS - 1) * MS)
+            assert old.state is Link.READY
+            world.v1.on_time(world.clock() + (d.V1_HANDOVER_MS + 1) * MS)
+            assert old.state is Link.CLOSED
+
     async def test_snapshot(self) -> None:
         async with V1World() as world:
             await world.up()

@@ -1,6 +1,7 @@
 """`wardgate agents`: table, one agent at length, JSON, exit codes; against a real agentd."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def test_every_agent_has_a_line(agentd: Agentd) -> None:
     header, *rows = result.stdout.splitlines()
     assert header.split()[:4] == ["AGENT", "PROTOCOL", "BREAKER", "INSTANCES"]
     assert [row.split()[:4] for row in rows] == [
-        ["waf", "zmq-v2", "closed", "0"],
-        ["tracer", "zmq-v1", "closed", "0"],
+        ["waf", "zmq-v2", "closed", "0/64"],
+        ["tracer", "zmq-v1", "closed", "0/1"],
     ]
 
 
@@ -69,20 +70,24 @@ def test_one_agent_is_shown_with_its_instances_and_last_calls(agentd: Agentd, mo
     """The flight recorder."""
     from proxy.cli import agents as module
 
-    instance = Instance("i-1", "degraded", 0.5, 3, 100, 2, True, False)
+    instance = Instance("i-1", "degraded", 0.5, 3, 100, 2, True, False, "s-1", 3_000_000, 12, 7)
     call = LastCall(1500.0, "c1", "request_headers", "timeout", "i-1", 0.01, 200.4, "no answer in time")
     agent = Agent(
         "waf", "zmq-v2", True, "half_open", ("request_headers",), 200, 3, 100, 1, 200, 9, 2,
         {"decision": 7, "timeout": 2, "cancelled": 5}, {}, 4, 2.5, 100.0, (instance,), (call,),
+        64, 32 * 1024 * 1024, 1_000, {"bytes": 5, "socket": 2}, 8, 9,
     )  # fmt: skip
     monkeypatch.setattr(module.AdminClient, "agents", lambda self: module.wire.Agents((agent,)))
     lines = agents(agentd, "waf").stdout.splitlines()
     assert lines[1].split() == [
-        "waf", "zmq-v2", "half_open", "1", "3/100", "1/200", "7", "2", "4", "2.5", "ms", "100", "ms",
+        "waf", "zmq-v2", "half_open", "1/64", "3/100", "1/200", "2.86M/32M", "7", "7", "2", "4",
+        "2.5", "ms", "100", "ms",
     ]  # fmt: skip
     assert "other ends: timeout 2, cancelled 5" in lines
     text = "\n".join(lines)
-    assert "i-1       degraded  3/100      2       0.50  paused" in text
+    assert "instances passed over, too much unread: bytes 5, socket 2" in lines
+    assert "garbage: 8; header operations refused: 9" in lines
+    assert "i-1       degraded  3/100  2.86M/32M  12/1000   7        2       0.50  paused" in text
     assert "1.5 s  request_headers  timeout  i-1       0.01 ms  200 ms  no answer in time" in text
 
 
@@ -104,3 +109,41 @@ def test_no_agents_is_said(short_tmp_dir: Path) -> None:
     with Agentd(short_tmp_dir) as agentd:
         agentd.start()
         assert agents(agentd).stdout == "no agents are configured\n"
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_a_terminal_gets_the_columns_that_it_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    """A pipe gets all; names, breaker, calls and outcomes are never left out."""
+    from proxy.cli import agents as module
+
+    row = ("policy-agent", "zmq-v2", "half_open", "20/64", "1000/1000", "200/200", "31.9M/32M", "12345", "1234567",
+           "1234", "12", "2.5 ms", "100 ms")  # fmt: skip
+    shown: list[list[str]] = []
+    monkeypatch.setattr(module, "show_table", lambda headers, rows: shown.append([*headers]) or rows)
+    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(module.sys.stdout, "isatty", lambda: True, raising=False)
+    module._show_fitting(module.HEADERS, [row], module.SPARED)
+    widths = {header: max(len(header), len(cell)) + 3 for header, cell in zip(module.HEADERS, row, strict=True)}
+    (headers,) = shown
+    assert sum(widths[name] for name in headers) <= columns
+    assert set(headers) >= {"AGENT", "BREAKER", "CALLS", "QUEUED", "DECIDED", "FAILED"}
+    assert (len(headers) == len(module.HEADERS)) is (columns == 200)
+
+
+def test_subcommands_and_names_do_not_get_into_each_others_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`agents WORD` is the subcommand of that name if there is one, else an agent; options may stand anywhere."""
+    from proxy.cli import agents as module
+
+    monkeypatch.setitem(module.COMMANDS, "config", ("proxy.cli.config", "Something else."))
+    asked = []
+    monkeypatch.setattr(module.AdminClient, "agents", lambda self: asked.append(1) or module.wire.Agents(()))
+    runner = CliRunner()
+    assert "Usage: main agents config" in runner.invoke(main, ["agents", "config", "--help"]).stdout
+    assert not asked
+    for words in (["--json", "--runtime-dir", "/x"], ["--runtime-dir", "/x", "waf"], ["waf", "--runtime-dir", "/x"]):
+        runner.invoke(main, ["agents", *words])
+        assert asked.pop()
+    text = runner.invoke(main, ["agents", "--help"]).stdout
+    assert all(part in text for part in ("[NAME]", "--runtime-dir", "Something else."))

@@ -93,6 +93,7 @@ class V2Agent(_Thread):
         self.refused: list[Any] = []
         self.config: Any = None
         self.batches: list[int] = []
+        self.drains: list[int] = []  # how many events had come before each DRAIN
         super().__init__(endpoint, decide)
 
     def _open(self) -> "zmq.Socket[bytes]":
@@ -134,6 +135,8 @@ class V2Agent(_Thread):
                 sock.send_multipart([b"VERDICTS", json.dumps(answers).encode()])
         elif verb == b"CANCEL":
             self.cancelled += json.loads(frames[0])
+        elif verb == b"DRAIN":
+            self.drains.append(len(self.seen))
         elif verb == b"PING":
             sock.send_multipart([b"PONG", *frames])
         elif verb == b"REFUSE":

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.agents import ALLOW, V2Agent
+from tests.e2e.stage import Stage
+from tests.e2e.traffic import Traffic
 from tests.http.corpus import Answer, Client, Upstream
 from tests.product import System, proxy_config
 from tests.support import wait_until
@@ -178,3 +180,33 @@ def test_pings_in_a_flood_do_not_kill_agentd(world: World) -> None:
             thread.join()
         assert world.system.agentd.popen.poll() is None, world.system.agentd.output()
     world.settled(WELL)
+
+
+def test_agents_are_not_blamed_for_a_freeze_of_agentd() -> None:
+    """Verdicts that were given in time and lay unread while agentd was stopped are no timeouts (30 of 30 were)."""
+    stage = Stage()
+    traffic = None
+    try:
+        stage.start("upstream", "agentd", "proxy", "a", "h")
+        stage.wait_ready_workers()
+        traffic = Traffic(stage.address, ("closed",))
+        lanes = traffic.lanes
+        wait_until(lambda: len(lanes) == 10 and all(lane.last and lane.last.end == "verdict" for lane in lanes), 10)
+        before = stage.blame()
+        traffic.close()
+
+        def in_flight() -> int:
+            return next(agent.in_flight for agent in stage.admin.agents().agents if agent.name == "a")
+
+        traffic = Traffic(stage.address, ())
+        held = traffic.once("closed", 30, {"X-Agent-Hold-Ms": "150"})
+        wait_until(lambda: in_flight() >= 30, 5)
+        with stage.stopped([stage.running["agentd"].pid]):
+            wait_until(lambda: all(lane.is_done for lane in held), 5, "the workers have given up")
+        wait_until(lambda: in_flight() == 0, 5)
+        assert {lane.last.end for lane in held if lane.last} == {"504"}
+        assert stage.blame() == before
+    finally:
+        if traffic is not None:
+            traffic.close()
+        stage.close()

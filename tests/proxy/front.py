@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.metrics import W_REQUESTS
-from shared.segment import ProxyView, WorkerRow, WorkerState
+from shared.segment import ProxyView, Reload, WorkerRow, WorkerState
 from tests.support import Child, python, wait_until
 
 CONFIG = """
@@ -89,13 +89,26 @@ class Front:
         finally:
             view.close()
 
+    def reload(self) -> Reload:
+        """How its reloads went."""
+        view = ProxyView(str(self.runtime / "proxy.seg"))
+        try:
+            view.attach()
+            return view.reload
+        finally:
+            view.close()
+
     def requests(self) -> int:
         """Requests that the workers have begun since the start."""
+        return self.count(W_REQUESTS)
+
+    def count(self, cell: int) -> int:
+        """One of the workers' counts since the start."""
         view = ProxyView(str(self.runtime / "proxy.seg"))
         try:
             view.attach()
             totals = view.totals()
-            return totals.worker[W_REQUESTS] if totals is not None else 0
+            return totals.worker[cell] if totals is not None else 0
         finally:
             view.close()
 

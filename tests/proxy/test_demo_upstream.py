@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.proxy.front import Client, upstream
+from tests.support import Child, python
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,14 @@ def test_head_has_no_body(address: tuple[str, int]) -> None:
         client.send("/", method="HEAD")
         client.until(b"\r\n\r\n")
         assert client.received.endswith(b"\r\n\r\n")
+
+
+def test_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    """Head and body are two writes: without TCP_NODELAY the second one took 44 ms, in every test that used it."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        assert not held.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        args = python("-m", "proxy.demo.upstream", "--fd", str(held.fileno()))
+        with Child(args, tmp_path / "out", pass_fds=(held.fileno(),)) as child:
+            child.wait_for("serving")
+            assert held.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # the same open socket as the child's
+            assert child.stop() == 0

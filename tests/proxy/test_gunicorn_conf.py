@@ -1,5 +1,6 @@
 """proxy/gunicorn_conf.py: what gunicorn is told, and that it takes it."""
 
+import importlib.util
 import logging
 import os
 
@@ -9,6 +10,7 @@ from gunicorn.config import Config as GunicornConfig
 from proxy.gunicorn_conf import BridgeLogger, settings, workers_wanted
 from proxy.worker import Worker
 from shared.config.schema import Config, Server
+from tests.support import ROOT
 
 
 def told(config: Config) -> GunicornConfig:
@@ -29,6 +31,12 @@ def test_gunicorn_accepts_every_setting_and_acts_on_none_of_its_own(monkeypatch:
     assert made.worker_class is Worker
     assert made.workers == 3
     assert (made.max_requests, made.max_requests_jitter) == (1000, 100)
+
+
+def test_gunicorns_c_parser_is_not_installed() -> None:
+    """It would be used where nobody looks."""
+    assert importlib.util.find_spec("gunicorn_h1c") is None
+    assert "gunicorn_h1c" not in (ROOT / "requirements.lock").read_text().replace("-", "_")
 
 
 def test_workers_0_is_one_per_core() -> None:

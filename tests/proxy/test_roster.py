@@ -10,8 +10,10 @@ NOW = 1_000 * S
 GRACE = 30 * S
 
 
-def member(pid: int, generation: int = 1, *, ready: bool = True, drain_ns: int = 0) -> Member:
-    return Member(pid, pid, generation, pid, NOW - S, is_ready=ready, was_ready=ready, drain_ns=drain_ns)
+def member(pid: int, generation: int = 1, *, ready: bool = True, spent: bool = False, drain_ns: int = 0) -> Member:
+    return Member(
+        pid, pid, generation, pid, NOW - S, is_ready=ready, is_spent=spent, was_ready=ready, drain_ns=drain_ns
+    )
 
 
 def step(*members: Member, wanted: int = 2, generation: int = 1, free: int = 100) -> Step:
@@ -32,6 +34,30 @@ def test_settled_is_when_all_are_ready() -> None:
 def test_a_draining_worker_does_not_count() -> None:
     """A stream that outlives its worker's max_requests must not delay the successor."""
     assert step(member(1), member(2, drain_ns=NOW)).spawn == 1
+
+
+def test_a_spent_worker_serves_until_its_successor_does() -> None:
+    """It counts as serving, not as there; who is told to go is the oldest, one for each successor."""
+    spent = member(1, spent=True), member(2, spent=True)
+    assert step(*spent) == Step(2, (), (), True)
+    assert step(*spent, member(3, ready=False), member(4, ready=False)) == Step(0, (), (), True)
+    assert step(*spent, member(3), member(4, ready=False)) == Step(0, (1,), (), True)
+    assert step(*spent, member(3), member(4)) == Step(0, (1, 2), (), True)
+
+
+def test_a_worker_that_is_spent_at_once_still_takes_a_place() -> None:
+    """So many requests that nobody is seen unspent: the others go, one after the other."""
+    assert step(member(1, spent=True), member(2, spent=True), wanted=1) == Step(1, (1,), (), True)
+
+
+def test_a_spent_worker_without_a_free_slot_serves_on() -> None:
+    """Whatever keeps the successor from starting."""
+    assert step(member(1, spent=True), wanted=1, free=0) == Step(0, (), (), True)
+
+
+def test_spent_workers_of_the_old_generation_serve_until_a_reload_is_complete() -> None:
+    """A config whose workers cannot start leaves nobody without a worker, however long it takes."""
+    assert step(member(1, spent=True), member(2, 2, ready=False), wanted=1, generation=2) == Step(0, (), (), False)
 
 
 def test_old_generation_stays_until_the_new_one_serves() -> None:

@@ -12,6 +12,7 @@ from shared.metrics import (
     W_UPSTREAM_IDLE,
     W_UPSTREAM_OPEN,
     W_UPSTREAM_REUSES,
+    W_UPSTREAM_WAITING,
 )
 from tests.proxy.upstream_fakes import OK, Bench, FakeConnector, Recorder, turns, upstream
 from tests.support import Clock
@@ -156,6 +157,21 @@ class TestWaiting:
         assert waiting[-1].failure is not None
         assert waiting[-1].failure.status == 503
         await bench.close()
+
+    async def test_the_queues_bound_is_configured_and_its_length_shown(self) -> None:
+        bench = Bench(max_connections=1, max_waiting=2)
+        await bench.acquire()
+        waiting = [Recorder() for _ in range(3)]
+        for sink in waiting:
+            bench.pool.acquire(sink, b"GET")
+        assert [sink.reason for sink in waiting] == ["", "", "pool_full"]
+        bench.pool.sweep(bench.clock.ms(1))
+        assert bench.cells[W_UPSTREAM_WAITING] == 2
+        bench.pool.cancel(waiting[0])
+        bench.pool.sweep(bench.clock.s(1))
+        assert bench.cells[W_UPSTREAM_WAITING] == 1
+        await bench.close()
+        assert bench.cells[W_UPSTREAM_WAITING] == 0
 
     async def test_nobody_waits_for_ever(self) -> None:
         """503 when every connection was busy all the time: nothing was wrong with connecting."""

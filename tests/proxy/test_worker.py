@@ -1,14 +1,19 @@
 """proxy/worker.py with real processes: how a worker drains, beats and ends."""
 
+import asyncio
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from shared.defaults import DRAIN_IDLE_S
+from proxy.app import WorkerContext
+from shared.clock import S, now_ns
+from shared.defaults import DRAIN_IDLE_S, REACH_AGENTD_S
 from shared.segment import WorkerState
 from tests.proxy.front import Client, Front, upstream
 from tests.support import is_running, wait_until
@@ -110,3 +115,33 @@ def test_workers_read_no_configuration(front: Front) -> None:
         with Client(front.address) as client:
             assert client.get("/json")[0] == 200
         assert child.stop() == 0
+
+
+async def test_a_new_worker_waits_for_its_connection_to_a_live_agentd() -> None:
+    """Before, it would refuse what agentd allows: a reload would fail requests. A dead agentd is not waited for."""
+    looks = 0
+
+    def is_alive(now: int) -> bool:
+        nonlocal looks
+        looks += 1
+        dispatch.is_up = looks == 3
+        return answer
+
+    dispatch = SimpleNamespace(is_up=False)
+    context: Any = SimpleNamespace(dispatch=dispatch, _segment=SimpleNamespace(is_alive=is_alive))
+    answer = False
+    await WorkerContext.reach_agentd(context)
+    assert looks == 1
+    answer, looks = True, 0
+    await WorkerContext.reach_agentd(context)
+    assert looks == 3
+
+
+async def test_it_does_not_wait_for_ever() -> None:
+    """An agentd that lives and takes nobody."""
+    context: Any = SimpleNamespace(
+        dispatch=SimpleNamespace(is_up=False), _segment=SimpleNamespace(is_alive=lambda now: True)
+    )
+    began = now_ns()
+    await asyncio.wait_for(WorkerContext.reach_agentd(context), REACH_AGENTD_S + 5)
+    assert now_ns() - began >= REACH_AGENTD_S * S

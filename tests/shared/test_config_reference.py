@@ -44,7 +44,8 @@ def test_a_key_shows_type_range_default_and_when_a_change_acts():
     assert "### `server.workers`\n\nInteger from 0 to 64. Default `2`. Reload.\n\nHow many worker processes" in page
     assert "### `server.header_timeout_s`\n\nNumber greater than 0, at most 3600. Default `10`. Reload.\n" in page
     assert '### `agents.protocol`\n\n`"zmq-v2"` or `"zmq-v1"`. **Required.** Reload.\n' in page
-    assert '### `audit.sinks`\n\nArray of `"file"`. Default `["file"]`. Restart.\n' in page
+    assert '### `audit.sinks`\n\nArray of `"file"`. Default `["file"]`. Reload.\n' in page
+    assert '### `admin.listen`\n\nArray of strings. Default `["127.0.0.1:9900"]`. Restart.\n' in page
 
 
 def test_the_minimal_file_of_the_page_is_accepted(tmp_path):

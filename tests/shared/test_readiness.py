@@ -7,7 +7,18 @@ import pytest
 from shared import readiness as r
 from shared.clock import S
 from shared.config.schema import Agent, Config, Filter, Route, Server, Target, Upstream
-from shared.segment import DRAINING, NEVER_NS, READY, STARTING, AgentRow, BreakerState, WorkerRow, WorkerState
+from shared.segment import (
+    DRAINING,
+    NEVER_NS,
+    READY,
+    STARTING,
+    AgentRow,
+    BreakerState,
+    Reload,
+    ReloadResult,
+    WorkerRow,
+    WorkerState,
+)
 from shared.wire.admin import Component, Status
 
 NOW = 1_000 * S
@@ -187,6 +198,33 @@ def test_different_configurations_degrade(digest: str, seen: r.Proxy | None, sta
     """They never meet inside an event, so it is no reason not to be ready."""
     component = r.config_component(digest, seen, NOW, stamp)
     assert component.status is status
+    assert not component.is_required
+
+
+def test_a_draining_worker_may_run_what_it_was_started_with() -> None:
+    """A reload is over when the new workers serve; old ones may take long to end."""
+    seen = proxy([worker(0), worker(1, state=WorkerState.DRAINING, digest="old")])
+    assert r.config_component("d", seen, NOW, stamp).status is HEALTHY
+
+
+@pytest.mark.parametrize("who", ["agentd", "the proxy"])
+@pytest.mark.parametrize(
+    ("result", "how"), [(ReloadResult.REFUSED, "refused"), (ReloadResult.ROLLED_BACK, "taken back")]
+)
+def test_a_reload_that_failed_degrades_until_one_succeeds(who: str, result: ReloadResult, how: str) -> None:
+    """With the reason, whoever runs the same otherwise."""
+    failed = Reload(3, result, NOW - 5 * S, refused=3, message="a.b: wrong")
+    seen = proxy([worker(0)])
+    good = Reload(4, ReloadResult.APPLIED, NOW, applied=1, refused=3)
+    for last, status in ((failed, DEGRADED), (good, HEALTHY)):
+        of_proxy = seen._replace(reload=last) if who == "the proxy" else seen
+        component = r.config_component("d", of_proxy, NOW, stamp, last if who == "agentd" else Reload())
+        assert component.status is status
+    component = r.config_component(
+        "d", seen._replace(reload=failed) if who == "the proxy" else seen, NOW, stamp,
+        failed if who == "agentd" else Reload(),
+    )  # fmt: skip
+    assert component.message == f"d; the last reload of {who} was {how} 5 s ago: a.b: wrong"
     assert not component.is_required
 
 

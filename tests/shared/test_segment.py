@@ -39,6 +39,8 @@ from shared.segment import (
     HealthStatus,
     ProxyView,
     ProxyWriter,
+    Reload,
+    ReloadResult,
 )
 from shared.segment_file import read_row, write_row
 from shared.wire import segment as layout
@@ -204,8 +206,8 @@ def test_a_file_of_ours_takes_the_place_of_the_old_one(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ((layout.H_MAGIC, 1), "not a segment of layout 1: magic 1, layout 1"),
-        ((layout.H_LAYOUT, 2), "layout 2"),
+        ((layout.H_MAGIC, 1), "not a segment of layout 2: magic 1, layout 2"),
+        ((layout.H_LAYOUT, 1), "layout 1"),
         ((layout.H_NONCE, 0), "not a segment"),
         ((layout.H_SIZE, 8), "not a segment"),
     ],
@@ -823,3 +825,30 @@ def test_closing_with_slots_still_in_hand_is_no_error(directory: Path) -> None:
         cells = writer.slot(0).cells
     cells[W_REQUESTS] += 1  # unmapped only when the last hand lets go
     assert os.listdir(directory) == []
+
+
+def test_how_reloads_went_is_read_back(directory: Path) -> None:
+    """One is under way from its beginning to its end; an end without a beginning is none; totals only grow."""
+    with agentd(directory) as writer, view_of(directory) as view:
+        assert view.reload == Reload()
+        writer.end_reload(ReloadResult.APPLIED, 5)
+        assert view.reload == Reload()
+        writer.begin_reload()
+        assert (view.reload.is_under_way, view.reload.result) == (True, ReloadResult.NONE)
+        writer.end_reload(ReloadResult.REFUSED, 6, "a.b: wrong " + "x" * 500)
+        assert (view.reload.is_under_way, view.reload.has_failed, view.reload.at_ns) == (False, True, 6)
+        assert view.reload.message.startswith("a.b: wrong xxx")
+        writer.begin_reload()
+        assert view.reload.has_failed, "until it has ended"
+        writer.end_reload(ReloadResult.APPLIED, 7)
+        writer.begin_reload()
+        writer.end_reload(ReloadResult.ROLLED_BACK, 8, "why")
+        assert view.reload == Reload(3, ReloadResult.ROLLED_BACK, 8, 7, 1, 1, 1, "why")
+    assert Reload(1).is_under_way
+
+
+def test_a_reload_row_of_a_newer_program_is_readable(directory: Path) -> None:
+    with agentd(directory) as writer, view_of(directory) as view:
+        writer.begin_reload()
+        raw(directory)[layout.H_RELOAD + 1] = 99
+        assert view.reload.result is ReloadResult.NONE

@@ -109,12 +109,13 @@ def test_this_layout_is_this_layout() -> None:
         )
         for section in (layout.HEADER, layout.HEALTH, layout.AGENTS, layout.WORKER_ROWS)
     }
-    assert layout.LAYOUT == 1
+    assert layout.LAYOUT == 2
     assert found == {
         "header": (0, 1, 512, (
             ("magic", 0, 1), ("layout", 1, 1), ("nonce", 2, 1), ("pid", 3, 1), ("created_ns", 4, 1), ("size", 5, 1),
             ("beat_ns", 6, 1), ("generation", 7, 1), ("seq", 8, 1), ("config_digest", 9, 8), ("rows", 17, 1),
-            ("upstreams", 18, 1), ("fold_seq", 19, 1), ("state", 20, 1))),
+            ("upstreams", 18, 1), ("fold_seq", 19, 1), ("state", 20, 1),
+            ("reload_seq", 21, 1), ("reload", 22, 7), ("reload_message", 29, 32))),
         "health": (512, 1, 64, (("seq", 0, 1), ("numbers", 1, 11), ("message", 12, 32))),
         "agents": (576, 256, 16, (
             ("seq", 0, 1), ("name", 1, 8), ("hello_mask", 9, 1), ("live_instances", 10, 1), ("breaker", 11, 1),
@@ -123,7 +124,7 @@ def test_this_layout_is_this_layout() -> None:
             ("seq", 0, 1), ("pid", 1, 1), ("started_ns", 2, 1), ("config_digest", 3, 8), ("state", 11, 1),
             ("beat_ns", 12, 1))),
     }  # fmt: skip
-    assert (layout.AGENTD_CELLS, layout.PROXY_CELLS) == (5120, 8_665_088)
+    assert (layout.AGENTD_CELLS, layout.PROXY_CELLS) == (5120, 19_626_496)
     assert (layout.SLOTS.at, layout.SLOT_UPSTREAMS, layout.SLOT_ROUTES, layout.SLOT_CELLS) == (12800, 512, 1536, 67072)
     assert (layout.ROUTE_NAMES.at, layout.UPSTREAM_NAMES.at, layout.ROUTE_CELLS, layout.UPSTREAM_CELLS) == (
         2560, 10752, 64, 4,

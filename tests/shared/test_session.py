@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.clock import MS
-from shared.defaults import AGENT_CHATTER_PER_S
+from shared.defaults import AGENT_CHATTER_PER_S, FLOOD_MESSAGES
 from shared.errors import IllegalTransition
 from shared.wire.agent_messages import (
     Bye,
@@ -233,3 +233,10 @@ class TestBlame:
         assert not any(session.is_chatter(clock.now) for _ in range(AGENT_CHATTER_PER_S))
         assert session.is_chatter(clock.ms(999))
         assert not session.is_chatter(clock.ms(1))
+
+    def test_flood(self, clock: Clock) -> None:
+        """A refused one has not read so yet, for a few hundred messages in a second."""
+        session = Session(clock.now)
+        assert not any(session.is_flood(clock.now) for _ in range(FLOOD_MESSAGES))
+        assert session.is_flood(clock.ms(999))
+        assert not session.is_flood(clock.ms(1))

@@ -1,0 +1,185 @@
+"""Backing off: the wait is capped at a second and has no last attempt, by each policy and in real seconds.
+
+    workers to agentd     libzmq's, with RECONNECT_IVL and RECONNECT_IVL_MAX of proxy/dispatch.py
+    agents to agentd      the same of the SDK's link, and the SDK's Conversation for an agentd that is silent
+    agentd to v1 agents   agentd/transport/zmq_lockstep.py: BackOff
+    arbiter to workers    proxy/roster.py: respawn_wait_ns
+
+What each of them connects to, and what is done then, is tested elsewhere.
+"""
+
+import contextlib
+import os
+import signal
+import statistics
+import time
+from itertools import accumulate, pairwise, takewhile
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from agentd.transport.zmq_lockstep import BackOff
+from proxy.roster import respawn_wait_ns
+from shared import defaults as d
+from shared.clock import S
+from tests.e2e.matrix import PASSED, VERDICT
+from tests.e2e.stage import Stage
+from tests.e2e.traffic import Traffic
+from tests.support import Clock, wait_until
+from wardgate_agent import wire
+from wardgate_agent.conversation import Conversation
+from wardgate_agent.session import Session
+
+DAY_S = 86_400
+CAP_S = 1.0
+AWAY_S = 8.0  # an uncapped wait of 50 ms, doubled, would be at 6.4 s by then
+BACK_S = 2.0
+
+
+def test_v1_dialling_goes_on_for_a_day() -> None:
+    """Never more than a second between two tries, and no last one."""
+    clock = Clock()
+    start = clock.now
+    back_off = BackOff(d.V1_RECONNECT_MS, d.V1_RECONNECT_MAX_MS, lambda: 0.999_999)
+    waits = []
+    while clock.now - start < DAY_S * S:
+        waits.append(back_off.next_ms())
+        clock.ms(waits[-1])
+    assert max(waits) <= CAP_S * 1000
+    assert len(waits) >= DAY_S
+    back_off.reset()
+    assert back_off.next_ms() <= d.V1_RECONNECT_MS
+
+
+def test_respawning_goes_on_for_a_day() -> None:
+    """However many workers have died young."""
+    waits = (respawn_wait_ns(lives) for lives in range(1, 2 * DAY_S))
+    taken = list(takewhile(lambda at: at < DAY_S * S, accumulate(waits)))
+    gaps = [b - a for a, b in pairwise(taken)]
+    assert max(gaps) == CAP_S * S == gaps[-1]
+    assert len(taken) >= DAY_S
+
+
+class Silence:
+    """The SDK's port to an agentd that takes connections and says nothing."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def reconnect(self, after_s: float) -> None:
+        self.waits.append(after_s)
+
+    def send(self, frames: list[bytes]) -> bool:
+        return True
+
+    def in_flight(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def test_an_agent_on_the_sdk_tries_for_an_hour() -> None:
+    """Connected, nothing heard for three heartbeats, connected anew: for ever, and never more than a second apart."""
+    port = Silence()
+    talk = Conversation(
+        port,
+        Session(),
+        hello={"protocol": 2, "agent": "a", "instance": "i"},
+        secret=None,
+        drain_deadline_s=30,
+        backoff_max_s=wire.BACKOFF_MAX_S,
+        jitter=lambda: 1.0,
+    )
+    now = end = 1_000.0
+    end += 3_600
+    while now < end:
+        tries = len(port.waits)
+        talk.up(now)
+        while len(port.waits) == tries:
+            now = talk.tick(now)
+        now += port.waits[-1]
+    assert port.waits[:5] == [0.1, 0.2, 0.4, 0.8, 1.0]
+    assert max(port.waits) == wire.BACKOFF_MAX_S == CAP_S
+    assert len(port.waits) >= 3_600 / 5, "a second, three heartbeats of silence, and what the ticks add"
+
+
+def test_libzmq_keeps_to_the_cap() -> None:
+    """With the numbers of workers and of the SDK: its waits grow to the cap, and go on."""
+    context: zmq.Context[Any] = zmq.Context()
+    sockets, monitors = [], []
+    poller = zmq.Poller()
+    try:
+        for first_ms in (d.RECONNECT_MS, int(wire.BACKOFF_S * 1000)):
+            socket = context.socket(zmq.DEALER)
+            sockets.append(socket)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RECONNECT_IVL, first_ms)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, d.RECONNECT_MAX_MS)
+            monitors.append(socket.get_monitor_socket(zmq.EVENT_CONNECT_RETRIED))
+            poller.register(monitors[-1], zmq.POLLIN)
+            socket.connect(f"ipc:///tmp/wg-nobody-{os.getpid()}")
+        waits: dict[int, list[int]] = {id(monitor): [] for monitor in monitors}
+        end = time.monotonic() + 4.5
+        while (left := end - time.monotonic()) > 0:
+            for monitor, _ in poller.poll(int(left * 1000)):
+                waits[id(monitor)].append(recv_monitor_message(monitor)["value"])
+    finally:
+        for socket in sockets:
+            socket.disable_monitor()
+            socket.close(0)
+        for monitor in monitors:
+            monitor.close(0)
+        context.term()
+    assert wire.BACKOFF_MAX_S * 1000 == d.RECONNECT_MAX_MS == CAP_S * 1000
+    for rows in waits.values():
+        assert len(rows) >= 5
+        assert max(rows) <= CAP_S * 1000 * 1.2, "with libzmq's jitter"
+        assert rows[-1] >= CAP_S * 1000 / 2, "it has grown to the cap"
+
+
+def test_everybody_is_back_after_long_seconds_away() -> None:
+    """agentd and a v1 agent away for eight seconds, a worker killed whenever it comes up: all are back within two."""
+    stage = Stage(is_v1=True)
+    traffic = None
+    try:
+        stage.start("upstream", "agentd", "proxy", "a", "h")
+        steady = min(stage.wait_ready_workers())
+        traffic = Traffic(stage.address, ("closed", "held", "free"))
+        lanes = {"closed": VERDICT, "held": VERDICT, "free": PASSED}
+
+        def is_well(since: float) -> bool:
+            return all(
+                lane.last is not None and lane.last.sent >= since and lane.last.end == lanes[lane.route]
+                for lane in traffic.lanes
+            )
+
+        wait_until(lambda: len(traffic.lanes) == 30 and is_well(0), 10, "well before")
+        stage.kill("agentd", "a")
+        end = time.monotonic() + AWAY_S
+        killed = 0
+        while time.monotonic() < end:
+            for pid in stage.children() - {steady}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+            time.sleep(0.02)
+        assert killed >= 8, "forked again and again, at least once a second"
+        began = time.monotonic()
+        stage.start("agentd", "a")
+        back = time.monotonic()
+        stage.wait_ready_workers()
+        assert time.monotonic() - began < 5, "a worker was forked, with the arbiter's wait of at most a second"
+        wait_until(lambda: is_well(back), 10, "everybody is back")
+        first: dict[int, float] = {}
+        for sample in traffic.touched(back, time.monotonic()):
+            if sample.end == lanes[sample.route]:
+                first.setdefault(sample.lane, sample.done - back)
+        assert len(first) >= 20
+        assert statistics.median(first.values()) < BACK_S
+        assert not stage.undecided()
+    finally:
+        if traffic is not None:
+            traffic.close()
+        stage.close()
