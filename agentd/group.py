@@ -18,13 +18,16 @@ import msgspec
 
 from agentd.call import Asked, Call, CallState
 from shared.decision import ALLOW, Answer, Decision, FailureMode, Outcome, Verb, merge, on_failure
+from shared.defaults import MERGES_REMEMBERED
 from shared.plan import Plan
 from shared.wire.envelope import CancelReason
 
 if TYPE_CHECKING:
     from agentd.dispatcher import Dispatcher, Worker
 
+# Names of their own: a look-up in an Enum costs 0.10 us on CPython 3.11, a global 0.01 (2026-11).
 _QUEUED, _SENT, _ENDED = CallState.QUEUED, CallState.SENT, CallState.ENDED
+_ALLOWS, _BLOCKS, _DECISION = Verb.ALLOW, Verb.BLOCK, Outcome.DECISION
 # Observers that were not asked say nothing about the request: counted by the lane, not audited.
 _UNASKED = frozenset((Outcome.QUEUE_FULL, Outcome.BREAKER_OPEN, Outcome.DISCONNECTED, Outcome.CANCELLED))
 
@@ -39,6 +42,7 @@ class ResolvedPlan:
         "full_mask",
         "is_sequential",
         "kind",
+        "merges",
         "modes",
         "names",
         "route",
@@ -57,6 +61,22 @@ class ResolvedPlan:
         self.asked = asked
         self.names = tuple(one.agent for one in asked)
         self.modes: tuple[FailureMode, ...] = tuple(one.failure_mode for one in asked)
+        self.merges: dict[tuple[int, ...], tuple[Decision, list[Decision]]] = {}
+
+    def merged(self, decisions: list[Decision]) -> Decision:
+        """`merge` of every agent's own decision, with a memory: agents repeat themselves (0.4 us instead of 2).
+
+        By identity, which is safe because what is remembered is kept; verdicts that repeat are one object
+        (agentd/transport/verdicts.py).
+        """
+        key = tuple(map(id, decisions))
+        known = self.merges.get(key)
+        if known is None:
+            answers = [Answer(_DECISION, decision) for decision in decisions]
+            if len(self.merges) >= MERGES_REMEMBERED:
+                self.merges.clear()
+            known = self.merges[key] = merge(answers, self.modes, self.names, self.kind), decisions
+        return known[0]
 
 
 class EventGroup(msgspec.Struct, eq=False):
@@ -94,8 +114,9 @@ class EventGroup(msgspec.Struct, eq=False):
         enforcing = mask & plan.enforcing_mask
         self.pending = enforcing.bit_count()
         if enforcing == mask and enforcing and not plan.is_sequential:
+            is_for_all = mask == plan.full_mask
             for asked in plan.asked:
-                if mask >> asked.index & 1:
+                if is_for_all or mask >> asked.index & 1:
                     self._submit(asked, now)
                     if self.is_decided:
                         break
@@ -140,15 +161,18 @@ class EventGroup(msgspec.Struct, eq=False):
             return
         if self.is_decided:
             return
-        self.pending -= 1
-        verb = Verb.ALLOW
+        pending = self.pending = self.pending - 1
+        verb = _ALLOWS
         screened = call.screened
         if screened is None or screened.decision is not ALLOW or screened.audit is not None or screened.refused_ops:
             verb = self._weigh(call)
-        if verb is Verb.BLOCK or (self.plan.is_sequential and verb is not Verb.ALLOW) or not self.pending:
+        if not pending or verb is _BLOCKS:
             self._decide(now)
         elif self.plan.is_sequential:
-            self._submit_next(now)
+            if verb is _ALLOWS:
+                self._submit_next(now)
+            else:
+                self._decide(now)
 
     def expire(self, now: int) -> None:
         """The event's deadline is here: whoever has not answered has timed out."""
@@ -232,22 +256,23 @@ class EventGroup(msgspec.Struct, eq=False):
 
     def _weigh(self, call: Call) -> Verb:
         """What an answer that is no plain allow means for the phase, and whether it is worth a record."""
-        decision = call.screened.decision if call.screened is not None else None
-        if decision is None:
+        screened = call.screened
+        decision = screened.decision if screened is not None else None
+        if screened is None or decision is None:
             self.is_plain = False
             self.is_eventful = True
             failure = on_failure(call.outcome, call.asked.failure_mode, self.plan.kind, call.asked.agent)
-            return Verb.ALLOW if failure is None else failure.verb
-        assert call.screened is not None
+            return _ALLOWS if failure is None else failure.verb
         if decision is not ALLOW:
             self.is_plain = False
-        if decision.verb is not Verb.ALLOW or call.screened.refused_ops or call.screened.audit is not None:
+        verb = decision.verb
+        if verb is not _ALLOWS or screened.refused_ops or screened.audit is not None:
             self.is_eventful = True
-        return decision.verb
+        return verb
 
     def _decide(self, now: int) -> None:
         """The phase has ended: reply, then cancel whoever is still working."""
-        decision = ALLOW if self.is_plain else merge(self._answers(), self.plan.modes, self.plan.names, self.plan.kind)
+        decision = ALLOW if self.is_plain else self._merge()
         self.decision = decision
         self.is_decided = True
         self.event = b""
@@ -261,6 +286,18 @@ class EventGroup(msgspec.Struct, eq=False):
         if not self.observing:
             self.dispatcher.closed(self, now)
 
+    def _merge(self) -> Decision:
+        plan = self.plan
+        decisions = []
+        for call in self.calls:
+            screened = call.screened if call is not None else None
+            if call is None or screened is None or screened.decision is None or not screened.is_kept:
+                return merge(self._answers(), plan.modes, plan.names, plan.kind)
+            if call.asked.is_observer or call.state is not _ENDED:
+                return merge(self._answers(), plan.modes, plan.names, plan.kind)
+            decisions.append(screened.decision)
+        return plan.merged(decisions)
+
     def _answers(self) -> list[Answer | None]:
         answers: list[Answer | None] = []
         for call in self.calls:
@@ -268,7 +305,7 @@ class EventGroup(msgspec.Struct, eq=False):
                 answers.append(None)
             else:
                 decision = call.screened.decision if call.screened is not None else None
-                answers.append(Answer(call.outcome if decision is None else Outcome.DECISION, decision))
+                answers.append(Answer(call.outcome if decision is None else _DECISION, decision))
         return answers
 
     def _observer_ended(self, now: int) -> None:

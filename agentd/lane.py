@@ -88,13 +88,19 @@ class Lane:
         if call.asked.is_observer:
             self._observe(call, now)
             return
-        permit = self.breaker.admit(now)
-        if isinstance(permit, Refused):
-            self._end(call, Outcome.BREAKER_OPEN, now, "breaker is open")
-            return
+        permit = self.breaker.shared
+        if permit is None:
+            probe = self.breaker.admit(now)
+            if isinstance(probe, Refused):
+                self._end(call, Outcome.BREAKER_OPEN, now, "breaker is open")
+                return
+            permit = probe
         call.permit = permit
         if self.rate.bucket is not None and not self.rate.take(now):
             self._refuse(call, Outcome.QUEUE_FULL, now, "over its rate_limit")
+            return
+        is_simple = call.exchange_key is None and not self._queue.length
+        if is_simple and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now):
             return
         self._place(call, now)
 
@@ -178,20 +184,35 @@ class Lane:
                 self._refuse(call, Outcome.DISCONNECTED, now, message)
         self._wake(now)
 
-    def answered(self, call: Call, screened: Screened) -> None:
-        """The agent's verdict on a call found in `instance.calls`."""
+    def answered(self, call: Call, screened: Screened, now: int = 0) -> None:
+        """The agent's verdict on a call found in `instance.calls`. `now`: when it came, where that is known."""
         if call.state is not _SENT:
             self.late_verdict()
             self.released(call)
             return
+        now = now or self._clock()
         call.screened = screened
         self._take_back(call)
-        if screened.decision is not None:
-            self._finish(call, _DECISION, self._clock())
-        elif screened.error:
-            self._finish(call, Outcome.AGENT_ERROR, self._clock(), screened.error)
-        else:
-            self._finish(call, Outcome.MALFORMED, self._clock(), screened.malformed)
+        if screened.decision is None:
+            if screened.error:
+                self._finish(call, Outcome.AGENT_ERROR, now, screened.error)
+            else:
+                self._finish(call, Outcome.MALFORMED, now, screened.malformed)
+            return
+        # What `_finish` does, in one piece: nearly all calls end here.
+        permit = call.permit
+        if permit is not None and permit is not self.breaker.shared:
+            permit.success(now)
+        if call.row is not None:
+            self._forget_deadline(call)
+        call.outcome = _DECISION
+        self._close(call, now)
+        group = call.group
+        call.group = None
+        if group is not None:
+            group.ended(call, now)
+        if self._queue.length:
+            self._wake(now)
 
     def failed(self, call: Call, outcome: Outcome, message: str) -> None:
         """A call found in `instance.calls` ended without a verdict that could be read."""

@@ -58,7 +58,8 @@ class Pool:
         instances = self.instances
         if len(instances) == 1:
             only = instances[0]
-            return only if is_free(only) and not without else None
+            is_able = len(only.calls) < only.limit and not only.is_paused and not only.is_draining and not without
+            return only if is_able and only.health != "draining" else None
         best: Instance | None = None
         best_score = 0.0
         self._turn += 1

@@ -7,6 +7,7 @@ Kind: pure.
 """
 
 import http
+from functools import lru_cache
 from typing import Final
 
 from proxy.head import Field, Head
@@ -64,26 +65,55 @@ def request_head(
     `fallback_host`: the upstream's address, for HTTP/1.0 without Host; `traceparent`: b"" = the client's
     own line is among the kept ones.
     """
-    kept = head.kept
-    if ops:
-        if any(op.name in _OURS for op in ops):  # then ours must be there for the operations to act on
-            kept = [*kept, *_fields_of(forwarded)]
-            if traceparent:
-                kept.append((b"traceparent", traceparent))
-            forwarded = traceparent = b""
-        kept = apply_ops(kept, ops)
-    lines = [b"%b %b HTTP/1.1\r\n" % (head.method, head.upstream_target)]
-    lines += [b"%b: %b\r\n" % field for field in kept]
+    lines = head.kept_lines
+    if lines is not None and ops:
+        added = _added(head.kept_names, ops)
+        lines = None if added is None else lines + added
+    if lines is None:
+        kept = head.kept
+        if ops:
+            if any(op.name in _OURS for op in ops):  # then ours must be there for the operations to act on
+                kept = [*kept, *_fields_of(forwarded)]
+                if traceparent:
+                    kept.append((b"traceparent", traceparent))
+                forwarded = traceparent = b""
+            kept = apply_ops(kept, ops)
+        lines = b"".join([b"%b: %b\r\n" % field for field in kept])
     if not head.host:
-        lines.append(b"host: %b\r\n" % fallback_host)
+        lines += b"host: %b\r\n" % fallback_host
     if head.is_chunked:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    lines.append(forwarded)
-    if traceparent:
-        lines.append(b"traceparent: %b\r\n" % traceparent)
-    via = b"1.0 wardgate" if head.is_http_1_0 else VIA
-    lines.append(b"via: %b\r\nx-correlation-id: %b\r\n\r\n" % (via, correlation_id))
-    return b"".join(lines)
+        lines += b"transfer-encoding: chunked\r\n"
+    return b"%b %b HTTP/1.1\r\n%b%b%bvia: %b\r\nx-correlation-id: %b\r\n\r\n" % (
+        head.method,
+        head.upstream_target,
+        lines,
+        forwarded,
+        b"traceparent: %b\r\n" % traceparent if traceparent else b"",
+        b"1.0 wardgate" if head.is_http_1_0 else VIA,
+        correlation_id,
+    )
+
+
+def _added(names: frozenset[str], ops: tuple[HeaderOp, ...]) -> bytes | None:
+    """The lines that the operations come to where none of them meets a line that is there; None = one may."""
+    if len(ops) == 1:
+        op = ops[0]
+        return None if op.name in names or op.name in _OURS else _line_of(op)
+    added = b""
+    seen = set()
+    for op in ops:
+        name = op.name
+        if name in names or name in _OURS or name in seen:
+            return None
+        seen.add(name)
+        added += _line_of(op)
+    return added
+
+
+@lru_cache(1_024)  # agents repeat themselves
+def _line_of(op: HeaderOp) -> bytes:
+    """What an operation does where no field has its name."""
+    return b"" if op.action is OpAction.REMOVE else b"%b: %b\r\n" % (op.name.encode(), encode_value(op.value))
 
 
 # What we write and agents may still change.
@@ -112,14 +142,17 @@ def response_head(
     return b"".join(lines)
 
 
-def relayed_head(status: int, lines: bytes, framing: bytes, correlation_id: bytes, via: bytes) -> bytes:
-    """The upstream's field lines as they came, between our status line and our lines."""
-    return b"%b%b%bvia: %b\r\nx-correlation-id: %b\r\n\r\n" % (
+def relayed_head(
+    status: int, lines: bytes, framing: bytes, correlation_id: bytes, via: bytes, body: bytes = b""
+) -> bytes:
+    """The upstream's field lines as they came, between our status line and our lines; the body where it is here."""
+    return b"%b%b%bvia: %b\r\nx-correlation-id: %b\r\n\r\n%b" % (
         STATUS_LINES[status],
         lines,
         framing,
         via,
         correlation_id,
+        body,
     )
 
 

@@ -33,7 +33,10 @@ from shared.defaults import (
     ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
+from shared.events import EventKind
 from shared.metrics import (
+    R_VERDICTS_REQUEST,
+    R_VERDICTS_RESPONSE,
     W_AGENTD_CONNECTED,
     W_AUDIT_DROPPED,
     W_AUDIT_QUEUED,
@@ -70,6 +73,7 @@ from shared.wire.segment import AgentRow, BreakerState
 _DECISIONS_CACHED = 4_096
 _CACHED_BYTES = 512
 _REREGISTER_NS = 100 * MS
+_DECISION = int(RecordType.DECISION)  # a look-up in an Enum costs ten times that of a global (2026-11)
 _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -91,11 +95,13 @@ class PlanView:
         "local_outcome",
         "local_until",
         "mask",
+        "may_decide_now",
         "number",
         "observers",
         "plan",
         "row",
         "timeout_ns",
+        "verdicts_at",
         "waits",
     )
 
@@ -106,6 +112,9 @@ class PlanView:
         self.timeout_ns = plan.timeout_ns
         self.row = row
         self.flags = FLAG_FINAL if is_final else 0
+        # Where a route's cells count the decisions of this phase.
+        self.verdicts_at = R_VERDICTS_REQUEST if plan.kind is EventKind.REQUEST_HEADERS else R_VERDICTS_RESPONSE
+        self.may_decide_now = True  # False: somebody is to be asked, `decide_now` would say None
         self.is_final = is_final  # no later event of the exchange can follow
         self.mask = plan.full_mask  # whom to ask
         self.observers = 0  # the mask's observers
@@ -116,6 +125,10 @@ class PlanView:
 
     def refresh(self, agents: dict[str, AgentRow], is_up: bool) -> None:
         """Whom to ask, or what to answer without asking, by what agentd last published."""
+        self._look(agents, is_up)
+        self.may_decide_now = not self.mask or self.local is not None
+
+    def _look(self, agents: dict[str, AgentRow], is_up: bool) -> None:
         mask = observers = 0
         enforcing: list[int] = []
         asks = self.plan.asks
@@ -186,7 +199,7 @@ class Dispatch:
         self._waiting = 0
         self._next_event = 0
         self._out: list[bytes] = []
-        self._asked: list[tuple[int, PlanView]] = []  # what this tick's message asks and waits for
+        self._first = 1  # event of this tick's message
         self._decisions: dict[bytes, Decision] = {}
         self._audit: deque[bytes] = deque(maxlen=max_audit)
         self._generation = -1
@@ -233,8 +246,11 @@ class Dispatch:
     # --- asking -------------------------------------------------------------------------------------
 
     def decide_now(self, view: PlanView, now: int) -> Decision | None:
-        """The decision where it is known without asking; None = encode the event and `send` it."""
-        if self._segment.generation != self._generation:
+        """The decision where it is known without asking; None = encode the event and `send` it.
+
+        Need not be called while `view.may_decide_now` is False.
+        """
+        if self._segment.generation != self._generation:  # before deciding alone; the sweep does it for the rest
             self._refresh()
         if not view.mask:
             self._cells[W_EVENTS_SKIPPED] += 1
@@ -274,12 +290,10 @@ class Dispatch:
             )
         )
         out.append(event)
-        self._cells[W_EVENTS_SENT] += 1
         if not waits:
             return answer
         view.row[event_id] = (deadline + _GRACE_NS, (waiter, view))
         self._waiting += 1
-        self._asked.append((event_id, view))
         return event_id
 
     def cancel(self, view: PlanView, event_id: int, exchange_id: int, reason: CancelReason) -> None:
@@ -310,19 +324,20 @@ class Dispatch:
         self._out.append(record)
 
     def _flush(self) -> None:
-        out, asked = self._out, self._asked
-        self._out, self._asked = [], []
+        out, first = self._out, self._first
+        self._out, self._first = [], self._next_event + 1
+        self._cells[W_EVENTS_SENT] += self._first - first
         if self._audit and self._is_connected:
             while self._audit:
                 out.append(pack_audit(self._audit.popleft()))
         self._cells[W_HOP_MESSAGES] += 1
         if not self._pump.send((b"".join(out),)):
             outcome = Outcome.QUEUE_FULL if self._is_connected else Outcome.DISCONNECTED
-            for event_id, view in asked:
-                entry = view.row.pop(event_id, None)
-                if entry is not None:
+            for row in self._pending.rows():
+                for event_id in [event_id for event_id in row if first <= event_id < self._first]:
+                    waiter, view = row.pop(event_id)[1]
                     self._waiting -= 1
-                    entry[1][0].decided(self._refused(view, outcome))
+                    waiter.decided(self._refused(view, outcome))
 
     def _refused(self, view: PlanView, outcome: Outcome) -> Decision:
         """What the plan's failure modes make of one outcome for all its enforcing agents."""
@@ -336,7 +351,7 @@ class Dispatch:
     def _received(self, frames: list[bytes]) -> None:
         try:
             for kind, rest in records(frames[0]):
-                if kind == RecordType.DECISION:
+                if kind == _DECISION:
                     self._decision(rest)
                 elif kind == RecordType.UNKNOWN:
                     self.is_registered = False
@@ -410,7 +425,6 @@ class Dispatch:
         self.is_up = is_up
         self._refresh()
         if not is_up:
-            self._asked.clear()
             for waiter, view in self._pending.clear():
                 self._waiting -= 1
                 waiter.decided(self._refused(view, Outcome.DISCONNECTED))
@@ -423,6 +437,8 @@ class Dispatch:
 
     def sweep(self, now: int) -> None:
         """Every SWEEP_MS: answer what is overdue, look whether agentd still beats."""
+        if self._segment.generation != self._generation:
+            self._refresh()
         is_alive = self._segment.is_alive(now)
         if is_alive != self._is_alive:
             self._is_alive = is_alive

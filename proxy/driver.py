@@ -7,11 +7,11 @@ timer. What is decided stands elsewhere: heads in `apply`, forwarding in `forwar
 Kind: IO.
 """
 
-import time
-from typing import TYPE_CHECKING
+from time import time
+from typing import TYPE_CHECKING, cast
 
 from proxy import apply
-from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, LOST, NEW, ROWS, Exchange
+from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, LOST, NEW, ROWS, WHOLE, Exchange
 from proxy.forwarded import client_of, trusted_lines
 from proxy.head import Field, Head, header_map
 from proxy.limits import rate_lines, release
@@ -24,15 +24,20 @@ from shared.errors import RequestRefused, UpstreamFailed
 from shared.events import EventKind
 from shared.metrics import (
     R_RESPONSES,
-    R_VERDICTS_REQUEST,
-    R_VERDICTS_RESPONSE,
     W_CLIENT_GONE,
     W_STREAMS_ABORTED,
     observe_request,
 )
 from shared.wire.audit import AuditRecord
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import metadata, request_headers_event, response_headers_event, text
+from shared.wire.messages import (
+    headers_json,
+    metadata,
+    request_headers_event,
+    response_headers_event,
+    target_json,
+    text,
+)
 
 if TYPE_CHECKING:
     from proxy.app import RouteRuntime
@@ -46,7 +51,6 @@ _CLOSE = b"connection: close\r\n"
 _KEEP_ALIVE = b"connection: keep-alive\r\n"
 _TEXT: Field = (b"content-type", b"text/plain; charset=utf-8")
 _FAILURE_TEXT = {502: b"bad gateway", 503: b"service unavailable", 504: b"gateway timeout"}
-_NEW_TRACE = "00-%s-%s-00"
 
 
 class Driver(Exchange):
@@ -79,7 +83,9 @@ class Driver(Exchange):
     def __init__(self, protocol: "ProxyProtocol", head: Head, route: "RouteRuntime", started_ns: int) -> None:
         self.state = NEW
         self.held = self.response_held = None
-        self.is_request_ended = self.is_response_ended = self.is_holding_upstream = False
+        self.is_response_ended = self.is_holding_upstream = False
+        self.has_body = head.has_body
+        self.is_request_ended = not head.has_body
         self.awaits_continue = head.expects_100 and head.has_body
         self.asks_request = route.request_view is not None
         self.asks_response = route.response_view is not None
@@ -114,18 +120,18 @@ class Driver(Exchange):
         view = route.request_view if kind is _REQUEST else route.response_view
         assert view is not None
         dispatch = self.protocol.context.dispatch
-        now = now_ns()
-        decision = dispatch.decide_now(view, now)
+        now = self.started_ns if kind is _REQUEST else now_ns()
+        decision = dispatch.decide_now(view, now) if view.may_decide_now else None
         if decision is None:
             result = dispatch.send(self, view, self.exchange_id, self._event(kind), now)
             if not view.is_final:
                 self._sent_plan_events = True
-            if isinstance(result, int):
+            if type(result) is int:
                 self._asked = result
                 self._asked_phase = view
                 return None
-            decision = result
-        self._count_decision(kind, decision)
+            decision = cast(Decision, result)
+        self.route.tally[view.verdicts_at + decision.verb] += 1
         limits = route.limits
         if limits is not None and limits.has_identity and kind is _REQUEST:
             return limits.after(self, decision)
@@ -134,36 +140,28 @@ class Driver(Exchange):
     def _event(self, kind: EventKind) -> bytes:
         head = self.head
         meta = self._meta
-        method = head.method.decode()
-        uri = text(head.target)
+        uri = target_json(head.target)
         if not meta:
             meta = self._meta = self._metadata()
         if kind is _REQUEST:
-            return request_headers_event(meta, method, uri, header_map(head.fields), head.has_body)
+            headers = head.map_json
+            if headers is None:
+                headers = headers_json(header_map(head.fields))
+            return request_headers_event(meta, head.method, uri, headers, head.has_body)
         response: ResponseHead = self.response
-        return response_headers_event(
-            meta, method, uri, response.status, header_map(response.headers), response.has_body
-        )
+        headers = headers_json(header_map(response.headers))
+        return response_headers_event(meta, head.method, uri, response.status, headers, response.has_body)
 
     def _metadata(self) -> bytes:
         head = self.head
         protocol = self.protocol
-        trusts = protocol.peer_is_trusted
-        if trusts and (head.forwarded_for or head.forwarded):
-            self.client_ip = client_of(head, protocol.peer_ip, protocol.context.trust)
-        part = protocol.metadata_part if self.client_ip == protocol.peer_ip else protocol.metadata_for(self.client_ip)
-        request_id = head.request_id.decode() if trusts else ""
-        trace = self._trace()
-        return metadata(
-            self.correlation_id,
-            request_id,
-            part,
-            self.route.metadata_part,
-            head.is_http_1_0,
-            head.host_name,
-            trace or head.traceparent,
-            time.time(),
-        )
+        request_id = b""
+        if protocol.peer_is_trusted:
+            request_id = head.request_id
+            if head.forwarded_for or head.forwarded:
+                self.client_ip = client_of(head, protocol.peer_ip, protocol.context.trust)
+        lasting = protocol.lasting_metadata(self.client_ip, self.route, head)
+        return metadata(self.correlation_id, request_id, lasting, self._trace() or head.traceparent, time())
 
     def _trace(self) -> bytes:
         """A traceparent of our own where the client sent none; b"" where its own line goes upstream."""
@@ -171,8 +169,7 @@ class Driver(Exchange):
             return b""
         trace = self._traceparent
         if not trace:
-            digits = f"{self.protocol.context.random_bits(192):048x}"
-            trace = self._traceparent = (_NEW_TRACE % (digits[:32], digits[32:])).encode()
+            trace = self._traceparent = self.protocol.context.new_traceparent()
         return trace
 
     def decided(self, decision: Decision) -> None:
@@ -180,17 +177,13 @@ class Driver(Exchange):
         view = self._asked_phase
         assert view is not None
         self._asked_phase = None
-        self._count_decision(view.kind, decision)
+        self.route.tally[view.verdicts_at + decision.verb] += 1
         limits = self.route.limits
         if limits is not None and limits.has_identity and view.kind is _REQUEST:
             decision = limits.after(self, decision)
         ROWS[self.state][DECISION](self, decision)
         if self._unsent:
             self._flush()
-
-    def _count_decision(self, kind: EventKind, decision: Decision) -> None:
-        base = R_VERDICTS_REQUEST if kind is _REQUEST else R_VERDICTS_RESPONSE
-        self.route.tally[base + decision.verb] += 1
 
     def cancel_ask(self) -> None:
         view = self._asked_phase
@@ -226,7 +219,8 @@ class Driver(Exchange):
         else:
             forwarded = protocol.forwarded_lines(head.host)
         upstream.write_head(
-            apply.request_head(head, self.route.fallback_host, ops, forwarded, self.correlation_id, self._trace())
+            apply.request_head(head, self.route.fallback_host, ops, forwarded, self.correlation_id, self._trace()),
+            not head.has_body,
         )
         if self._client_is_full:
             upstream.pause_reading()
@@ -288,6 +282,10 @@ class Driver(Exchange):
         self.upstream = None
         ROWS[self.state][END](self, None)
 
+    def upstream_whole(self, head: ResponseHead, body: bytes) -> None:
+        self.upstream = None
+        ROWS[self.state][WHOLE](self, (head, body))
+
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         self.upstream = None
         ROWS[self.state][FAILED](self, failure)
@@ -311,6 +309,27 @@ class Driver(Exchange):
             self.upstream.resume_reading()
 
     # --- the response -----------------------------------------------------------------------------------
+
+    def relay_whole(self, body: bytes) -> None:
+        """The common case on its own: framing by Content-Length, nothing to change, one write."""
+        response: ResponseHead = self.response
+        head = self.head
+        protocol = self.protocol
+        ops = self.response_ops
+        status = response.status
+        is_framed = not response.has_body or response.content_length is not None
+        is_common = is_framed and head.keep_alive and not (head.is_http_1_0 or protocol.is_draining)
+        if not is_common or ops or status == 204 or self.limited is not None:
+            self.relay_head(ops)
+            if body:
+                self.relay_data(body)
+            self.relay_end()
+            return
+        self.status = status
+        via = b"1.0 wardgate" if response.http_1_0 else apply.VIA
+        protocol.write(apply.relayed_head(status, response.lines(), b"", self.correlation_id, via, body))
+        self._done()
+        protocol.exchange_ended(not self.is_request_ended)
 
     def relay_head(self, ops: tuple[HeaderOp, ...]) -> None:
         response: ResponseHead = self.response

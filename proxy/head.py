@@ -86,6 +86,7 @@ _ENCODED_POLICY = re.compile(rb"%(?:2[fF]|00)")
 # Also as servers see it that cut parameters first (`..;x`) or take a backslash for a slash.
 _DOT_SEGMENT = re.compile(rb"(?:^|[/\\])\.\.?(?:;[^/\\]*)?(?:[/\\]|\Z)")
 _NOT_VISIBLE = re.compile(rb"[^\x21-\x7e]")
+_PLAIN_BYTES = bytes(byte for byte in range(0x21, 0x7F) if byte not in b"%#\\")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
@@ -141,6 +142,10 @@ class Head(msgspec.Struct, eq=False, gc=False):
     forwarded: tuple[bytes, ...] = ()
     forwarded_proto: bytes = b""
     forwarded_host: bytes = b""
+    # Where they are known already (proxy/repeat.py): `kept` as lines, its lower-case names, `fields` as JSON.
+    kept_lines: bytes | None = None
+    kept_names: frozenset[str] = frozenset()
+    map_json: bytes | None = None
 
 
 def normalise(
@@ -280,8 +285,6 @@ def _target(head: Head, host: bytes | None) -> None:
             origin = b"/" + origin
             if origin == b"/" and head.method == b"OPTIONS":
                 origin = b"*"  # RFC 9112 3.2.4
-    if b"#" in origin:
-        raise RequestRefused(400, "fragment in the request target")
     if host is None:
         if not head.is_http_1_0:
             raise RequestRefused(400, "no Host")
@@ -291,8 +294,18 @@ def _target(head: Head, host: bytes | None) -> None:
         head.host = host
         name = _hosts.get(host)
         head.host_name = _host_name(host) if name is None else name
+    take_path(head, origin)
+
+
+def take_path(head: Head, origin: bytes) -> None:
+    """Set what the origin-form of the target says; raises RequestRefused (400)."""
     head.upstream_target = origin
     path = origin.partition(b"?")[0]
+    if not origin.translate(None, _PLAIN_BYTES) and b"/." not in path:
+        head.path = path  # nothing in it that could mean anything else: 0.4 us instead of 1 to 2 (2026-11)
+        return
+    if b"#" in origin:
+        raise RequestRefused(400, "fragment in the request target")
     if b"%" in path:
         if _BAD_PERCENT.search(path):
             raise RequestRefused(400, "percent sign without two hex digits in the path")

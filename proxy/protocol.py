@@ -26,8 +26,9 @@ from proxy.driver import Driver
 from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
 from proxy.forwarded import peer_lines, untrusted_lines
 from proxy.guard import GuardedParser
-from proxy.head import Field, normalise
+from proxy.head import Field, Head, normalise
 from proxy.limits import release
+from proxy.repeat import Repeat, block_of, is_repeatable
 from shared import log
 from shared.clock import now_ns
 from shared.defaults import LINGER_BYTES
@@ -35,7 +36,7 @@ from shared.errors import RequestRefused
 from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
 from shared.segment_buckets import Limit
 from shared.wire.audit import AuditRecord
-from shared.wire.messages import connection_metadata, text
+from shared.wire.messages import connection_metadata, lasting_metadata, text
 
 # Why reading is paused; bits of one mask.
 _FOR_DECISION: Final = 1  # body is here that may not go upstream yet
@@ -50,6 +51,7 @@ REST_OF_HEAD: Final = 2
 BODY_BYTE: Final = 3
 NEXT_REQUEST: Final = 4
 LINGERING: Final = 5
+_BETWEEN: Final = (NEXT_REQUEST, FIRST_BYTE)
 
 
 class Queued:
@@ -91,6 +93,10 @@ class ProxyProtocol(GuardedParser):
         self.peer_is_trusted = False
         self.peer_scheme = "http"
         self.metadata_part = b""
+        self._lasting: tuple[object, ...] = ()  # what `_lasting_part` was made of
+        self._lasting_part = b""
+        self._repeat: Repeat | None = None
+        self._last_block = b""  # of the request before, which its successor may repeat
         self._forwarded_parts = (b"", b"")
         self._forwarded_host: bytes | None = None
         self._forwarded = b""
@@ -139,9 +145,14 @@ class ProxyProtocol(GuardedParser):
             self._forwarded = untrusted_lines(host, self._forwarded_parts)
         return self._forwarded
 
-    def metadata_for(self, client_ip: str) -> bytes:
-        """Connection metadata of a client behind a trusted proxy: its port is not known to us."""
-        return connection_metadata(client_ip, 0)
+    def lasting_metadata(self, client_ip: str, route: "app.RouteRuntime", head: Head) -> bytes:
+        """What events say of this connection, route and host; a client behind a trusted proxy has no known port."""
+        made_of = (client_ip, route, head.host_name, head.is_http_1_0)
+        if made_of != self._lasting:
+            self._lasting = made_of
+            part = self.metadata_part if client_ip == self.peer_ip else connection_metadata(client_ip, 0)
+            self._lasting_part = lasting_metadata(head.host_name, part, route.metadata_part, head.is_http_1_0)
+        return self._lasting_part
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
@@ -208,12 +219,39 @@ class ProxyProtocol(GuardedParser):
             if self._lingered > LINGER_BYTES:
                 self.transport.close()
             return
+        is_new = self.waiting_for in _BETWEEN and not self.is_full
+        if is_new and self._repeat is not None and self._take_repeated(data, self._repeat):
+            return
         self._take(data)
+        if is_new and self.driver is not None:
+            self._learn(data, self.driver.head)
         if self._wants_hold:
             self._wants_hold = False
             driver = self.driver
             if driver is not None and driver.held is not None and not driver.is_request_ended:
                 self._pause(_FOR_DECISION)
+
+    def _take_repeated(self, data: bytes, repeat: Repeat) -> bool:
+        """A request like one before it needs no parser."""
+        if len(data) > self._limits.max_header_bytes:
+            return False
+        try:
+            head = repeat.head_of(data)
+        except RequestRefused:
+            return False  # the parser's way leads to the same refusal, and knows what to answer
+        if head is None:
+            return False
+        self.context.requests += 1
+        self._begin(head)
+        return True
+
+    def _learn(self, data: bytes, head: Head) -> None:
+        """After a read that began with this head: is it the second of its kind?"""
+        block = block_of(data)
+        if block != self._last_block:
+            self._last_block = block
+        elif is_repeatable(data, block, head):
+            self._repeat = Repeat(block, head)
 
     # --- parser callbacks -----------------------------------------------------------------------------
 
@@ -281,7 +319,7 @@ class ProxyProtocol(GuardedParser):
             receiving.is_ended = True
             return
         driver = self.driver
-        if driver is not None:
+        if driver is not None and not driver.is_request_ended:
             self.waiting_for = NOTHING
             self.waiting_until = 0
             ROWS[driver.state][BODY_END](driver, None)
@@ -300,9 +338,17 @@ class ProxyProtocol(GuardedParser):
             if is_upgrade:
                 # llhttp has stopped at this head and told nothing of a body: there is no going on from here.
                 raise RequestRefused(400, "ambiguous Upgrade")
-            route = context.routes[context.table.choose(head.host_name, head.path, method)]
         except RequestRefused as refusal:
             self._answer_refusal(refusal, method, target, fields, keep_alive)
+            return
+        self._begin(head)
+
+    def _begin(self, head: Head) -> None:
+        context = self.context
+        try:
+            route = context.routes[context.table.choose(head.host_name, head.path, head.method)]
+        except RequestRefused as refusal:
+            self._answer_refusal(refusal, head.method, head.target, head.fields, head.keep_alive)
             return
         driver = self.driver = Driver(self, head, route, now_ns())
         if head.has_body:

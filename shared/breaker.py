@@ -81,14 +81,14 @@ class Permit:
     @property
     def is_current(self) -> bool:
         """The breaker has not changed its state since."""
-        return self._breaker._permit is self
+        return self._breaker.shared is self
 
     def success(self, now: int) -> None:
         """The agent gave an explicit verdict, of whatever kind."""
 
     def failure(self, now: int) -> None:
         """A call really sent ended in Timeout, Disconnected, Malformed or AgentError."""
-        if self._breaker._permit is self:
+        if self._breaker.shared is self:
             self._breaker._failed(now)
 
     def release(self, now: int) -> None:
@@ -199,7 +199,7 @@ class Breaker:
     moved; what it raises is logged and stops nothing.
     """
 
-    __slots__ = ("_machine", "_permit", "_settings", "name", "on_change", "opened_total", "state")
+    __slots__ = ("_machine", "_settings", "name", "on_change", "opened_total", "shared", "state")
 
     def __init__(self, name: str, settings: Settings, on_change: OnChange | None = None) -> None:
         self.name = name
@@ -208,13 +208,13 @@ class Breaker:
         self.state = BreakerState.CLOSED
         self._settings = settings
         self._machine = _Machine()
-        self._permit: Permit | None = Permit(self)  # given to everybody; None unless closed
+        self.shared: Permit | None = Permit(self)  # what `admit` gives to everybody; None unless closed
 
     # --- asking -----------------------------------------------------------------------------------
 
     def admit(self, now: int) -> Permit | Refused:
         """A permit, or when to ask again. An open breaker whose wait is over turns half-open here."""
-        return self._permit or self._admit(now)
+        return self.shared or self._admit(now)
 
     def _admit(self, now: int) -> Permit | Refused:
         if self.state is BreakerState.OPEN and now >= self.retry_at_ns:
@@ -230,7 +230,7 @@ class Breaker:
     @property
     def is_closed(self) -> bool:
         """Nothing is refused."""
-        return self._permit is not None
+        return self.shared is not None
 
     @property
     def retry_at_ns(self) -> int:
@@ -319,7 +319,7 @@ class Breaker:
             raise IllegalTransition(f"breaker {self.name}: {cause.name} in state {old.name}")
         self._machine.move(new, now)
         self.state = new
-        self._permit = Permit(self) if new is BreakerState.CLOSED else None
+        self.shared = Permit(self) if new is BreakerState.CLOSED else None
         self.opened_total += new is BreakerState.OPEN
         self._tell(old, new)
 

@@ -100,6 +100,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 ALLOW = Decision()
+_ALLOWS = Verb.ALLOW  # a look-up in an Enum costs 0.10 us on CPython 3.11, a global 0.01 (2026-11)
 FAILURE_STATUS = {Outcome.TIMEOUT: 504}  # everything else 503, body limits aside
 _JSON_TYPE = ("content-type", "application/json")
 
@@ -140,7 +141,7 @@ def merge(
             decision = on_failure(answer.outcome, mode, kind, name)
             if decision is None:
                 continue
-        if decision.verb is Verb.ALLOW:
+        if decision.verb is _ALLOWS:
             request_ops += decision.request_ops
             response_ops += decision.response_ops
             identity = identity or decision.identity

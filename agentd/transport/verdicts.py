@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from shared.defaults import VERDICT_CACHE_BYTES, VERDICT_CACHE_ENTRIES, VERDICT_MAX_BYTES
-from shared.wire.messages import Screened, Verdict, decode_verdict, screen
+from shared.wire.messages import SCREENED_ALLOW, Screened, Verdict, decode_verdict, screen
 
 
 class VerdictReader:
@@ -37,6 +37,8 @@ class VerdictReader:
             if len(memory) >= VERDICT_CACHE_ENTRIES:
                 memory.clear()  # an agent whose verdicts never repeat gains nothing anyway
             known = memory[data] = self._screen(data, may_set_host, None)
+            if known is not SCREENED_ALLOW:
+                known.is_kept = True
         return known
 
     def _screen(self, data: bytes, may_set_host: bool, body: bytes | None) -> Screened:

@@ -139,7 +139,7 @@ class V2Session:
         self._is_full = False
         self._is_probing = False
         self._unanswered = _Remembered(AGENT_ENDED_REMEMBERED)
-        self._answered = _Remembered(AGENT_ENDED_REMEMBERED // 8)
+        self._answered: deque[str] = deque(maxlen=AGENT_ENDED_REMEMBERED // 8)  # only duplicates look for theirs
         self._outbox = outbox
 
     # --- for the lane -----------------------------------------------------------------------------
@@ -208,7 +208,8 @@ class V2Session:
     def remember(self, ended_calls: int) -> None:
         """So many ended calls from now on, and an eighth of it of answered ones: only duplicates ask for these."""
         self._unanswered.limit = ended_calls
-        self._answered.limit = max(1, ended_calls // 8)
+        if self._answered.maxlen != max(1, ended_calls // 8):
+            self._answered = deque(self._answered, max(1, ended_calls // 8))
 
     def take_bounds(self) -> None:
         """What the configuration says that it may leave unread."""
@@ -316,7 +317,7 @@ class V2Session:
                 wrong = f"VERDICTS: {lost} entries belong to no call"
         if len(entries) > len(self.calls) + VERDICTS_MAX_ENTRIES:
             return f"VERDICTS: {len(entries)} entries, more than calls"
-        calls, lane, read, remember = self.calls, seat.lane, seat.reader.read, self._answered.add
+        calls, lane, read, remember = self.calls, seat.lane, seat.reader.read, self._answered.append
         used: set[int] = set()
         sent_ns = 0
         for entry in entries:
@@ -327,9 +328,9 @@ class V2Session:
             sent_ns = call.sent_ns
             remember(entry.call)
             if entry.n is None:
-                lane.answered(call, read(entry.verdict, call.asked.may_set_host))
+                lane.answered(call, read(entry.verdict, call.asked.may_set_host), now)
             else:
-                lane.answered(call, self._with_body(entry, call, bodies, used))
+                lane.answered(call, self._with_body(entry, call, bodies, used), now)
         self.verdicts_taken += len(entries)
         if sent_ns:
             self.was_useful = True
@@ -342,7 +343,7 @@ class V2Session:
         call = self.calls.get(call_id)
         if call is None:
             return not self._stray(call_id)
-        self._answered.add(call_id)
+        self._answered.append(call_id)
         assert self.seat is not None
         self.seat.lane.answered(call, screened)
         return True
@@ -361,7 +362,7 @@ class V2Session:
         """A verdict for no call in flight: late if it was sent here once, else garbage (what is wrong)."""
         assert self.seat is not None
         if self._unanswered.take(call_id):
-            self._answered.add(call_id)
+            self._answered.append(call_id)
             self.was_useful = True  # late is no fault, and there are only as many as calls were sent
             self.owes -= self.owes > 1  # a sign of life, which is not yet an answer in time
             self.seat.lane.late_verdict()

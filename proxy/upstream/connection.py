@@ -60,6 +60,9 @@ class UpstreamSink(Protocol):
     def upstream_end(self) -> None:
         """The response is complete; the connection is already back in its pool, or closed."""
 
+    def upstream_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Head, body (b"" = none) and end in one: one read brought them all, as most do."""
+
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         """There is no response, or (after `upstream_head`) no end of it. The text names the target: for logs only."""
 
@@ -141,17 +144,16 @@ class UpstreamConnection(asyncio.Protocol):
         self.method = method
         self.retried = retried
         self.marked_ns = 0
-        self.is_head_told = False
-        self._is_request_complete = False
-        self._is_body_given = False
+        self.is_head_told = self._is_request_complete = self._is_body_given = False
         self._reader.begin(method == b"HEAD")
         sink.upstream_connected(self)
 
     # --- called by the sink -----------------------------------------------------------------------
 
-    def write_head(self, data: bytes) -> None:
-        """The request's head, and nothing of its body."""
+    def write_head(self, data: bytes, is_whole: bool = False) -> None:
+        """The request's head, and nothing of its body. `is_whole`: there is none; as if `end_body` followed."""
         if self.sink is not None and self._transport is not None:
+            self._is_request_complete = is_whole
             self.owner.outbox.write(self._transport, data)
 
     def write_body(self, data: bytes) -> None:
@@ -218,6 +220,15 @@ class UpstreamConnection(asyncio.Protocol):
             if head is None:
                 return
             self.is_head_told = True
+            if reader.is_complete:
+                self._let_go()
+                try:
+                    sink.upstream_whole(head, reader.body)
+                except Exception:
+                    # Nothing ties the request to this connection any more: it must not be left hanging.
+                    self.owner.failed(self, sink, UpstreamFailed(502, "internal_error", "the response failed us"))
+                    raise
+                return
             self.has_more = reader.is_complete or reader.body != b""
             sink.upstream_head(head)
             if self.sink is not sink:
@@ -322,6 +333,11 @@ class UpstreamConnection(asyncio.Protocol):
         return self.is_reused and self._reader.is_untouched and not self._is_body_given and self.method in IDEMPOTENT
 
     def _finish(self, sink: UpstreamSink) -> None:
+        self._let_go()
+        sink.upstream_end()
+
+    def _let_go(self) -> None:
+        """The response is complete: back into the pool, if nothing speaks against it."""
         reader = self._reader
         self.sink = None
         self.has_more = False
@@ -332,7 +348,7 @@ class UpstreamConnection(asyncio.Protocol):
         if reader.has_extra:
             self.owner.poisoned(self)
             self._drop()
-        elif not self._is_request_complete or self._has_unsent():
+        elif not self._is_request_complete or ((self._is_body_given or self._is_stalled) and self._has_unsent()):
             # It answered before it had the request; what it does with the rest is not our business.
             self._drop()
         elif not reader.is_keep_alive:
@@ -340,7 +356,6 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.is_reused = True
             self.owner.take_back(self)
-        sink.upstream_end()
 
     def _unasked(self) -> None:
         """Bytes without a request: whatever they are, the next response could no longer be told apart."""

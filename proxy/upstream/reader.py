@@ -31,6 +31,12 @@ _HEAD_END: Final = b"\r\n\r\n"
 _LINE_BREAKS: Final = b"\r\n"
 _PARSER_ERRORS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)  # the second is no kind of the first
 
+# Final heads by their bytes, of requests that were not HEAD. What a head means depends on nothing else, and
+# upstreams repeat themselves (a Date changes once a second): a look costs 0.1 us, parsing 4 (2026-11).
+_heads: dict[bytes, ResponseHead] = {}
+_HEADS_MAX: Final = 512
+_HEAD_KEPT_MAX_BYTES: Final = 1_024
+
 
 def _too_large() -> UpstreamFailed:
     return malformed(f"a response head over {MAX_RESPONSE_HEADER_BYTES} bytes", "too_large_head")
@@ -141,6 +147,10 @@ class ResponseReader:
             partial = self._partial
             if partial is None:
                 end = data.find(_HEAD_END) + 4
+                known = _heads.get(data[:end])
+                if known is not None and self._parser is None and not self.is_head_request:
+                    self._informational_count = 0
+                    return self._take_head(known, data[end:])
                 if end == 3:
                     self._partial = bytearray()
                     self._keep_partial(data)
@@ -168,9 +178,19 @@ class ResponseReader:
             self._take_informational(head)
             if not data:
                 return b""
-        self.head = head
+        head.is_keep_alive = self.is_keep_alive
         if self.is_head_request:
             head.has_body = False
+        elif len(raw) <= _HEAD_KEPT_MAX_BYTES:
+            if len(_heads) >= _HEADS_MAX:
+                _heads.clear()
+            _heads[raw] = head
+        return self._take_head(head, data)
+
+    def _take_head(self, head: ResponseHead, data: bytes) -> bytes:
+        """The final head is here, `data` is what follows it: what of that is still to be fed."""
+        self.head = head
+        self.is_keep_alive = head.is_keep_alive
         if not head.has_body or head.content_length == 0:
             self._end()
             self.has_extra = data != b""
@@ -180,6 +200,8 @@ class ResponseReader:
             self._parser = None
             self.state = LENGTH
         elif head.is_chunked:
+            if self._parser is None:  # a known head was not parsed, but its chunks will be
+                self._parse(head.raw)
             self._fed_since_body = 0
             self._tail = b""
             self.state = CHUNKED

@@ -68,7 +68,9 @@ class ResponseHead(msgspec.Struct, gc=False):
     content_length: int | None
     has_body: bool
     hop_by_hop: list[Field]
+    is_keep_alive: bool = False  # the parser's view: the connection may be used again
     _fields: list[Field] | None = None
+    _lines: bytes | None = None
 
     @property
     def headers(self) -> list[Field]:
@@ -89,6 +91,12 @@ class ResponseHead(msgspec.Struct, gc=False):
 
         Cut out of the head, not put together from fields: 1.0 us against 1.8 (8 fields, 2026-11).
         """
+        lines = self._lines
+        if lines is None:
+            lines = self._lines = self._cut_lines()
+        return lines
+
+    def _cut_lines(self) -> bytes:
         raw = self.raw
         block = raw[raw.find(b"\r") : -2]  # each line with the line break before it, and the last one's own
         for name, value in self.hop_by_hop:

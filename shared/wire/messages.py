@@ -46,18 +46,22 @@ def text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-_second = -1
-_second_text = b""
+_second = _millisecond = -1
+_second_text = _millisecond_text = b""
 
 
 def timestamp(now_s: float) -> bytes:
-    """RFC 3339 in UTC with milliseconds and Z; the text of a second is made once a second."""
-    global _second, _second_text
-    whole = int(now_s)
-    if whole != _second:
-        _second = whole
-        _second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)).encode()
-    return b"%b.%03dZ" % (_second_text, int((now_s - whole) * 1000))
+    """RFC 3339 in UTC with milliseconds and Z; under load many requests share one."""
+    global _second, _second_text, _millisecond, _millisecond_text
+    millisecond = int(now_s * 1000)
+    if millisecond != _millisecond:
+        _millisecond = millisecond
+        whole = millisecond // 1000
+        if whole != _second:
+            _second = whole
+            _second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)).encode()
+        _millisecond_text = b"%b.%03dZ" % (_second_text, millisecond - whole * 1000)
+    return _millisecond_text
 
 
 def connection_metadata(client_ip: str, client_port: int, tls_version: str = "", tls_cipher: str = "") -> bytes:
@@ -74,46 +78,73 @@ def route_metadata(route: str, upstream: str) -> bytes:
     return b"," + orjson.dumps({"route_id": route, "upstream_id": upstream})[1:-1]
 
 
-def metadata(
-    correlation_id: bytes,
-    request_id: str,
-    connection_part: bytes,
-    route_part: bytes,
-    http_1_0: bool,
-    server_name: str,
-    traceparent: bytes,
-    now_s: float,
-) -> bytes:
+def lasting_metadata(server_name: str, connection_part: bytes, route_part: bytes, http_1_0: bool) -> bytes:
+    """The part of `metadata` that is one for all requests of a connection to one route and host.
+
+    `server_name`: the Host's name without port.
+    """
+    name = orjson.dumps({"server_name": server_name})[1:-1]
+    protocol = b"HTTP/1.0" if http_1_0 else b"HTTP/1.1"
+    return b'%b%b%b,"protocol":"%b"' % (name, connection_part, route_part, protocol)
+
+
+def metadata(correlation_id: bytes, request_id: bytes, lasting: bytes, traceparent: bytes, now_s: float) -> bytes:
     """`"metadata":{...}` of a request, made once and used for each of its events.
 
-    `request_id` is the client's own id where it may be believed, else the correlation id; `server_name`
-    the Host's name without port; `traceparent` the one that goes upstream. correlation_id and
-    traceparent are ours or validated: ASCII without anything JSON would escape.
+    `request_id` is the client's own id where it may be believed, else b"" (the correlation id stands in);
+    `lasting` from `lasting_metadata`; `traceparent` the one that goes upstream. All ids are ours or
+    validated: ASCII without anything JSON would escape.
     """
-    rest = orjson.dumps({"request_id": request_id or correlation_id.decode(), "server_name": server_name})
-    return b'"metadata":{"correlation_id":"%b",%b%b%b,"protocol":"%b","timestamp":"%b","traceparent":"%b"}' % (
+    return b'"metadata":{"correlation_id":"%b","request_id":"%b",%b,"timestamp":"%b","traceparent":"%b"}' % (
         correlation_id,
-        rest[1:-1],
-        connection_part,
-        route_part,
-        b"HTTP/1.0" if http_1_0 else b"HTTP/1.1",
+        request_id or correlation_id,
+        lasting,
         timestamp(now_s),
         traceparent,
     )
 
 
-def request_headers_event(meta: bytes, method: str, uri: str, headers: HeaderMap, has_body: bool) -> bytes:
-    """`request_headers`; `meta` from `metadata`, `uri` as received."""
-    rest = orjson.dumps({"method": method, "uri": uri, "headers": headers, "has_body": has_body})
-    return b'{"event_type":"request_headers",%b,%b' % (meta, rest[1:])
+def headers_json(headers: HeaderMap) -> bytes:
+    """The fields for the builders below."""
+    return orjson.dumps(headers)
+
+
+def target_json(target: bytes) -> bytes:
+    """A request target for the builders below."""
+    if target.translate(None, _JSON_PLAIN):
+        return orjson.dumps(text(target))
+    return b'"%b"' % target
+
+
+_JSON_PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')  # stand for themselves in a string
+
+
+_HAS_BODY = (b"false", b"true")
+
+
+def request_headers_event(meta: bytes, method: bytes, uri: bytes, headers: bytes, has_body: bool) -> bytes:
+    """`request_headers`; `meta` from `metadata`, `method` known to HTTP, `uri` and `headers` as JSON."""
+    return b'{"event_type":"request_headers",%b,"method":"%b","uri":%b,"headers":%b,"has_body":%b}' % (
+        meta,
+        method,
+        uri,
+        headers,
+        _HAS_BODY[has_body],
+    )
 
 
 def response_headers_event(
-    meta: bytes, method: str, uri: str, status: int, headers: HeaderMap, has_body: bool
+    meta: bytes, method: bytes, uri: bytes, status: int, headers: bytes, has_body: bool
 ) -> bytes:
-    """`response_headers`: the upstream's head as received."""
-    rest = orjson.dumps({"method": method, "uri": uri, "status": status, "headers": headers, "has_body": has_body})
-    return b'{"event_type":"response_headers",%b,%b' % (meta, rest[1:])
+    """`response_headers`: the upstream's head as received; as above."""
+    return b'{"event_type":"response_headers",%b,"method":"%b","uri":%b,"status":%d,"headers":%b,"has_body":%b}' % (
+        meta,
+        method,
+        uri,
+        status,
+        headers,
+        _HAS_BODY[has_body],
+    )
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -188,10 +219,11 @@ class Screened(msgspec.Struct):
     error: str = ""
     refused_ops: tuple[str, ...] = ()
     audit: dict[str, Any] | None = None
+    is_kept: bool = False  # short, and remembered by who read it: the next verdict of these bytes is this very object
 
 
 decode_verdict = msgspec.json.Decoder(Verdict).decode
-_SCREENED_ALLOW = Screened(ALLOW)
+SCREENED_ALLOW = Screened(ALLOW, is_kept=True)
 
 
 def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None = None) -> Screened:
@@ -202,7 +234,7 @@ def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None 
     if decided == "allow":
         identity = _identity(verdict.routing_metadata) if verdict.routing_metadata else ""
         if not verdict.request_headers and not verdict.response_headers and verdict.audit is None and not identity:
-            return _SCREENED_ALLOW
+            return SCREENED_ALLOW
         refused: list[str] = []
         request_ops = _ops(verdict.request_headers, may_set_host, refused)
         if isinstance(request_ops, str):

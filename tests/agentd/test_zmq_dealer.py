@@ -965,7 +965,7 @@ class TestBadPeers:
             session = session_of(world)
             kept = len(session._unanswered._young) + len(session._unanswered._older)
             assert 200 <= kept <= 400
-            assert session._answered.limit == 25
+            assert session._answered.maxlen == 25
 
     async def test_the_bound_in_bytes_is_the_configurations(self) -> None:
         """Also of sessions that were there before a reload."""

@@ -137,7 +137,9 @@ class Hop:
         waiting = Waiting()
         now = self.clock()
         view = self.view(number)
+        self.dispatch.sweep(now)  # takes up what the segment says by now
         local = self.dispatch.decide_now(view, now)
+        assert view.may_decide_now or local is None
         if local is not None:
             return waiting, local
         return waiting, self.dispatch.send(waiting, view, exchange, b'{"e":1}', now)

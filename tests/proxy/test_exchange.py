@@ -15,7 +15,7 @@ BLOCK = Decision(Verb.BLOCK, 403, (), b"no")
 FAILED = UpstreamFailed(502, "closed_early", "closed early")
 BROKEN = RequestRefused(400, "bad chunk")
 RESPONSE = object()
-ENDINGS = {"relay_end", "refuse", "fail", "reject", "abort_client", "vanish"}
+ENDINGS = {"relay_end", "relay_whole", "refuse", "fail", "reject", "abort_client", "vanish"}
 
 
 class Script(Exchange):
@@ -56,7 +56,8 @@ def _command(name: str) -> Any:
 
 for _name in (
     "cancel_ask", "say_continue", "hold_client", "release_client", "send_body", "end_body", "hold_upstream",
-    "release_upstream", "abort_upstream", "relay_data", "relay_end", "fail", "reject", "abort_client", "vanish",
+    "release_upstream", "abort_upstream", "relay_data", "relay_end",
+    "relay_whole", "fail", "reject", "abort_client", "vanish",
 ):  # fmt: skip
     setattr(Script, _name, _command(_name))
 
@@ -172,6 +173,28 @@ def test_client_gone_during_a_retry() -> None:
     assert x.done[-1] == "abort_upstream"
 
 
+def test_a_response_in_one_piece() -> None:
+    """Nobody to ask: one command. Somebody: held whole, then the same as in pieces."""
+    x = Script(NOBODY, connects=True)
+    x.asks_response = False
+    play(x, Input.BEGIN, Input.BODY_END, (Input.WHOLE, (RESPONSE, b"x")))
+    assert (x.done[-1], x.state, x.response) == (("relay_whole", b"x"), State.ENDED, RESPONSE)
+    x = Script({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    play(x, Input.BEGIN, Input.BODY_END, (Input.WHOLE, (RESPONSE, b"x")))
+    assert (x.done[-1], x.state) == (("ask", "response_headers"), State.RESPONSE_ASKED)
+    assert play(x, (Input.DECISION, ALLOW))[-3:] == [("relay_head", ()), ("relay_data", b"x"), "relay_end"]
+    x = Script({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    play(x, Input.BEGIN, Input.BODY_END, (Input.WHOLE, (RESPONSE, b"x")))
+    assert play(x, (Input.DECISION, BLOCK))[-1] == ("refuse", 403)
+    assert "abort_upstream" not in x.done, "its connection is another's already"
+
+
+def test_a_request_without_a_body_is_whole_with_its_head() -> None:
+    x = Script(NOBODY, connects=True)
+    x.has_body, x.is_request_ended = False, True
+    assert play(x, Input.BEGIN)[-1] == "send_head"
+
+
 def test_illegal_pair_names_both() -> None:
     with pytest.raises(IllegalTransition, match=r"NEW.*DECISION"):
         Script().feed(Input.DECISION, ALLOW)
@@ -188,6 +211,7 @@ VALUES = {
     Input.BODY: st.binary(min_size=1, max_size=3),
     Input.DATA: st.binary(min_size=1, max_size=3),
     Input.HEAD: st.just(RESPONSE),
+    Input.WHOLE: st.sampled_from([(RESPONSE, b""), (RESPONSE, b"x")]),
     Input.FAILED: st.just(FAILED),
     Input.BROKEN: st.just(BROKEN),
 }
@@ -198,6 +222,7 @@ def test_any_path_keeps_the_promises(data: st.DataObject) -> None:
     """Whatever comes in whatever legal order: allowed states only, one ending, nothing after it."""
     answers = {kind: data.draw(st.sampled_from([None, ALLOW, BLOCK])) for kind in NOBODY}
     x = Script(answers, connects=data.draw(st.booleans()))
+    x.asks_response = data.draw(st.booleans())
     x.feed(Input.BEGIN)
     for _ in range(data.draw(st.integers(0, 12))):
         before, count = x.state, len(x.done)

@@ -29,9 +29,10 @@ w.Worker.load_wsgi = load
 """
 HANGING_LOOP = """
 import os, time, proxy.app as a
-f = a.WorkerContext._sweep
+f, flag = a.WorkerContext._sweep, %r
 def sweep_that_hangs(s):
-    if os.path.exists(%r) and open(%r).read() in ("all", str(os.getpid())):
+    if os.path.exists(flag) and open(flag).read() in ("all", str(os.getpid())):
+        open(f"{flag}.{os.getpid()}", "w").close()
         time.sleep(60)
     f(s)
 a.WorkerContext._sweep = sweep_that_hangs
@@ -119,7 +120,7 @@ def test_a_worker_whose_loop_hangs_is_killed_with_a_traceback(front: Front) -> N
     """After worker_timeout_s: the traceback names the place, and another worker is there."""
     flag = front.dir / "hang"
     front.write(timeout_s=2)
-    with front.serving(code=HANGING_LOOP % (str(flag), str(flag))) as child:
+    with front.serving(code=HANGING_LOOP % str(flag)) as child:
         victim = min(front.ready_pids())
         flag.write_text(str(victim))
         child.wait_for("worker hangs: killed")
@@ -134,9 +135,10 @@ def test_a_stop_does_not_wait_for_ever_for_workers_that_hang(front: Front) -> No
     """After graceful_timeout_s: the traceback, then the end, with nothing left behind."""
     flag = front.dir / "hang"
     front.write(timeout_s=30, graceful_s=2)
-    with front.serving(code=HANGING_LOOP % (str(flag), str(flag))) as child:
+    with front.serving(code=HANGING_LOOP % str(flag)) as child:
         pids = front.ready_pids()
         flag.write_text("all")
+        wait_until(lambda: all((front.dir / f"hang.{pid}").exists() for pid in pids), 10)
         assert child.stop(8) == 0
         assert child.output().count("worker does not end: killed") == 2
         assert "sweep_that_hangs" in child.output()

@@ -98,6 +98,11 @@ class TestCorpus:
     def test_whole(self, case: Case) -> None:
         check(case, run(case, whole(case)))
 
+    def test_whole_again(self, case: Case) -> None:
+        """A head that was seen before is not parsed again, and means the same."""
+        first, again = (read(whole(case), is_head=False) for _ in range(2))
+        assert vars(first) == vars(again)
+
     def test_cut_in_two_at_every_place(self, case: Case) -> None:
         step = max(1, len(case.raw) // 400)
         for place in range(1, len(case.raw), step):

@@ -142,6 +142,14 @@ class Recorder:
         self.conn = None
         self._called("end")
 
+    def upstream_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Told as its parts, so that no test need know how many reads there were."""
+        self.conn = None
+        self.head = head
+        self.body += body
+        for name in ("head", "body", "end") if body else ("head", "end"):
+            self._called(name)
+
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         self.failure = failure
         self.conn = None

@@ -13,22 +13,24 @@ from shared.wire.messages import (
     Screened,
     connection_metadata,
     decode_verdict,
+    headers_json,
+    lasting_metadata,
     metadata,
     request_headers_event,
     response_headers_event,
     route_metadata,
     screen,
+    target_json,
     text,
     timestamp,
 )
 
 META = metadata(
     b"ab12-7",
-    "",
-    connection_metadata("10.0.0.1", 4711),
-    route_metadata("api", "app"),
-    False,
-    "api.example.com",
+    b"",
+    lasting_metadata(
+        "api.example.com", connection_metadata("10.0.0.1", 4711), route_metadata("api", "app"), http_1_0=False
+    ),
     b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     1_700_000_000.25,
 )
@@ -42,7 +44,9 @@ def screened(verdict: object, *, may_set_host: bool = False, body: bytes | None 
 class TestEvents:
     def test_request_headers(self) -> None:
         """One flat object, event_type first, every documented field."""
-        raw = request_headers_event(META, "POST", "/v1/x?q=%20", {"host": ["a"], "x": ["1", "2"]}, True)
+        raw = request_headers_event(
+            META, b"POST", target_json(b"/v1/x?q=%20"), headers_json({"host": ["a"], "x": ["1", "2"]}), True
+        )
         assert raw.startswith(b'{"event_type":"request_headers",')
         assert json.loads(raw) == {
             "event_type": "request_headers",
@@ -66,7 +70,7 @@ class TestEvents:
 
     def test_response_headers(self) -> None:
         """The same and the status."""
-        event = json.loads(response_headers_event(META, "GET", "/", 204, {"server": ["x"]}, False))
+        event = json.loads(response_headers_event(META, b"GET", b'"/"', 204, headers_json({"server": ["x"]}), False))
         assert next(iter(event)) == "event_type"
         assert (event["event_type"], event["status"], event["has_body"]) == ("response_headers", 204, False)
         assert event["headers"] == {"server": ["x"]}
@@ -74,22 +78,30 @@ class TestEvents:
     def test_metadata_of_tls_and_trusted_clients(self) -> None:
         """TLS fields only over TLS; a believed request id in its own field; the protocol really spoken."""
         connection = connection_metadata("::1", 1, "TLSv1.3", "TLS_AES_128_GCM_SHA256")
-        raw = metadata(b"c-1", 'cli"ent', connection, route_metadata("r", "u"), True, "", b"00-x-y-01", 0.0)
+        lasting = lasting_metadata("", connection, route_metadata("r", "u"), http_1_0=True)
+        raw = metadata(b"c-1", b"client", lasting, b"00-x-y-01", 0.0)
         made = json.loads(b"{" + raw + b"}")["metadata"]
         assert (made["tls_version"], made["tls_cipher"]) == ("TLSv1.3", "TLS_AES_128_GCM_SHA256")
-        assert (made["correlation_id"], made["request_id"], made["protocol"]) == ("c-1", 'cli"ent', "HTTP/1.0")
+        assert (made["correlation_id"], made["request_id"], made["protocol"]) == ("c-1", "client", "HTTP/1.0")
 
-    @given(st.text(), st.text(), st.text(), st.dictionaries(st.text(), st.lists(st.text()), max_size=3), st.booleans())
+    @given(
+        st.text(), st.text(), st.binary(), st.dictionaries(st.text(), st.lists(st.text()), max_size=3), st.booleans()
+    )
     def test_always_json(
-        self, server_name: str, method: str, uri: str, headers: dict[str, list[str]], has_body: bool
+        self, server_name: str, route: str, uri: bytes, headers: dict[str, list[str]], has_body: bool
     ) -> None:
         """No value of a client's breaks out of its string: what is put in is what is read."""
-        meta = metadata(
-            b"c", server_name, connection_metadata("", 0), route_metadata(uri, method), False, server_name, b"", 1.0
-        )
-        event = json.loads(request_headers_event(meta, method, uri, headers, has_body))
+        part = lasting_metadata(server_name, connection_metadata("", 0), route_metadata(route, route), http_1_0=False)
+        meta = metadata(b"c", b"", part, b"", 1.0)
+        event = json.loads(request_headers_event(meta, b"GET", target_json(uri), headers_json(headers), has_body))
         assert event["metadata"]["server_name"] == server_name
-        assert (event["method"], event["uri"], event["headers"], event["has_body"]) == (method, uri, headers, has_body)
+        assert event["metadata"]["route_id"] == route
+        assert (event["method"], event["uri"], event["headers"], event["has_body"]) == (
+            "GET",
+            text(uri),
+            headers,
+            has_body,
+        )
         assert set(event) == {"event_type", "metadata", "method", "uri", "headers", "has_body"}
 
     def test_text_of_header_values(self) -> None:
@@ -301,7 +313,7 @@ def test_error_is_never_allow() -> None:
 
 def test_the_plain_allow_is_made_once() -> None:
     """Most answers are one and the same object."""
-    assert screened({"decision": "allow"}) is messages._SCREENED_ALLOW
+    assert screened({"decision": "allow"}) is messages.SCREENED_ALLOW
 
 
 @given(

@@ -124,18 +124,23 @@ class TestEvents:
         request, response = [case["event"].encode() for case in load("events") if case["is_sent"]]
         meta = messages.metadata(
             b"5f3a9c21-7",
-            "",
-            messages.connection_metadata("192.0.2.7", 50312),
-            messages.route_metadata("api", "app"),
-            False,
-            "api.example.com",
+            b"",
+            messages.lasting_metadata(
+                "api.example.com",
+                messages.connection_metadata("192.0.2.7", 50312),
+                messages.route_metadata("api", "app"),
+                http_1_0=False,
+            ),
             b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             1_795_168_800.1235,
         )
-        headers = {"host": ["api.example.com"], "accept": ["text/html", "*/*"], "content-length": ["9"]}
-        assert messages.request_headers_event(meta, "POST", "/v1/x?a=%20b", headers, True) == request
-        headers = {"content-type": ["application/json"], "set-cookie": ["a=1", "b=2"]}
-        assert messages.response_headers_event(meta, "POST", "/v1/x?a=%20b", 200, headers, True) == response
+        headers = messages.headers_json(
+            {"host": ["api.example.com"], "accept": ["text/html", "*/*"], "content-length": ["9"]}
+        )
+        uri = messages.target_json(b"/v1/x?a=%20b")
+        assert messages.request_headers_event(meta, b"POST", uri, headers, True) == request
+        headers = messages.headers_json({"content-type": ["application/json"], "set-cookie": ["a=1", "b=2"]})
+        assert messages.response_headers_event(meta, b"POST", uri, 200, headers, True) == response
 
 
 class TestVerdicts:
