@@ -30,8 +30,8 @@ $(VENV)/.complete: .uv/.complete requirements.lock pyproject.toml sdk/python/pyp
 run: dev  ## the proxy, agentd, a demo application and two demo agents, in this terminal (PORT=, ADMIN_PORT=)
 	@$(BIN)/wardgate run --demo --port $(PORT) --admin-port $(ADMIN_PORT)
 
-test: dev  ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: dev  ## the whole test suite; ARGS="tests/cli -k drain" runs what it names
+	$(BIN)/python $(if $(ARGS),-m pytest $(ARGS),tests/whole.py)
 
 check: dev  ## ruff, mypy --strict, import-linter, generated docs fresh
 	$(BIN)/ruff check .

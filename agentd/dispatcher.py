@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from agentd.alarm import Alarm
 from agentd.call import Asked
-from agentd.group import EventGroup, ResolvedPlan
+from agentd.group import EventGroup, Merges, ResolvedPlan
 from agentd.lane import Lane
 from agentd.record import audit_record
 from shared.clock import MS
@@ -78,6 +78,7 @@ class Dispatcher:
         self.workers: dict[bytes, Worker] = {}
         self.events_total = 0
         self.expired_total = 0  # events whose deadline had passed when they arrived
+        self._merges: dict[object, Merges] = {}  # what is remembered of verdicts, by what their merge depends on
         self._alarm = Alarm(arm)
         self._clock = clock
         self._audit = audit
@@ -98,6 +99,7 @@ class Dispatcher:
                 self.lanes[agent.name] = Lane(agent, self._clock, self._alarm, self._listener(agent.name))
             else:
                 known.configure(agent, now)
+        self._merges = {}
         for worker in self.workers.values():
             self._resolve(worker)
         self._retire()
@@ -124,7 +126,7 @@ class Dispatcher:
     def _resolve(self, worker: Worker) -> None:
         """Look the names of a worker's table up; events under way keep what they began with."""
         worker.plans = tuple(
-            ResolvedPlan(plan, self._asked(plan), worker.deadlines.row(plan.timeout_ns))
+            ResolvedPlan(plan, self._asked(plan), worker.deadlines.row(plan.timeout_ns), self._merges)
             for plan in worker.register.plans
         )
 

@@ -251,6 +251,8 @@ def _of_agentd(stats: AgentdStats, sources: Sources) -> Iterator[str]:
         (m.M_EXCHANGES, stats.exchanges_open),
         (m.M_CLIENT_BUFFER, stats.client_buffer_bytes),
         (m.M_MEMORY_CUTS, stats.memory_cuts),
+        (m.M_SHUT_OUT, stats.gate[0]),
+        (m.M_HANDSHAKES_REFUSED, stats.gate[1]),
         (m.M_AUDIT_WRITTEN, stats.audit_written),
         (m.M_AUDIT_DROPPED, stats.audit_queued.refused),
         (m.M_AUDIT_QUEUED, stats.audit_queued.now),

@@ -32,6 +32,7 @@ class Gate:
     """Open it before the socket with the DOMAIN is bound."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", loop: Loop, clock: Callable[[], int]) -> None:
+        self.shut_outs = 0
         self.refused = 0  # handshakes of those shut out
         self._clock = clock
         self._until: dict[str, int] = {}  # address -> when it may come again
@@ -41,6 +42,7 @@ class Gate:
 
     def shut_out(self, address: str) -> None:
         """Whoever connects from there (`Peer.address`) has to wait for BAD_PEER_RETRY_MS."""
+        self.shut_outs += 1
         now = self._clock()
         if len(self._until) >= PENALTIES_MAX:
             self._until = {address: until for address, until in self._until.items() if until > now}

@@ -22,7 +22,6 @@ Kind: pure (the clock is given).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from agentd.alarm import Alarm
 from agentd.call import Call, CallState, Instance
@@ -42,15 +41,15 @@ _QUEUE_FULL = Outcome.QUEUE_FULL
 
 
 class Lane:
-    """All calls to one agent. `in_flight` counts permits taken."""
+    """All calls to one agent. `in_flight` counts permits taken; `held`: HELD calls, by number."""
 
     __slots__ = (
         "_alarm",
         "_clock",
         "_deadlines",
-        "_held",
         "_queue",
         "breaker",
+        "held",
         "in_flight",
         "is_configured",
         "ledger",
@@ -72,7 +71,7 @@ class Lane:
         self._clock = clock
         self._alarm = alarm
         self._deadlines: Deadlines[Call] = Deadlines()
-        self._held: dict[int, Call] = {}
+        self.held: dict[int, Call] = {}
         self._queue = Queue()
 
     # --- from the dispatcher ----------------------------------------------------------------------
@@ -122,7 +121,7 @@ class Lane:
         call.state = _HELD
         if not instance.cancel(call, reason):
             if call.state is _HELD:  # else the transport gave up the connection meanwhile
-                self._held[call.number] = call
+                self.held[call.number] = call
                 self._alarm.by(call.deadline_ns)
             return
         self._free(call, now)
@@ -176,7 +175,7 @@ class Lane:
             if call.state is _SENT:
                 self._finish(call, Outcome.DISCONNECTED, now, message)
             elif call.state is _HELD:
-                self._held.pop(call.number, None)
+                self.held.pop(call.number, None)
                 self._close(call, now)
         for call in lost:
             if call.state is _QUEUED:
@@ -242,23 +241,19 @@ class Lane:
         for call in self._deadlines.expired(now):
             call.row = None
             self.timed_out(call, now)
-        if self._held:
-            for call in [call for call in self._held.values() if call.deadline_ns <= now]:
-                if call.state is _HELD:
-                    assert call.instance is not None
-                    self._take_back(call)
-                    del self._held[call.number]
-                    self._close(call, now)
-                    call.instance.cancel(call, CancelReason.TIMEOUT)
-                    self._wake(now)
+        for call in [call for call in self.held.values() if call.deadline_ns <= now]:
+            if call.state is _HELD:
+                assert call.instance is not None
+                self._take_back(call)
+                del self.held[call.number]
+                self._close(call, now)
+                call.instance.cancel(call, CancelReason.TIMEOUT)
+                self._wake(now)
 
     def next_deadline(self) -> int | None:
         """When expire() has something to do."""
-        found = self._deadlines.earliest()
-        for call in self._held.values():
-            if found is None or call.deadline_ns < found:
-                found = call.deadline_ns
-        return found
+        held = (call.deadline_ns for call in self.held.values())
+        return min((ns for ns in (self._deadlines.earliest(), *held) if ns is not None), default=None)
 
     def configure(self, settings: Agent, now: int) -> None:
         """Other numbers, at once; calls under way keep theirs."""
@@ -272,10 +267,6 @@ class Lane:
         self.breaker.force_open(now)
         self._wake(now)
 
-    def close_breaker(self, now: int) -> None:
-        """The operator's `breaker close` and `reset`."""
-        self.breaker.close(now)
-
     @property
     def queued(self) -> int:
         """How many calls wait for a permit."""
@@ -286,28 +277,12 @@ class Lane:
         """How many instances could be asked, paused ones included."""
         return len(self.pool.instances)
 
-    def snapshot(self, now: int) -> dict[str, Any]:
-        """For the admin API: everything about the lane, times in ms."""
-        return {
-            "name": self.name,
-            "is_configured": self.is_configured,
-            "breaker": self.breaker.snapshot(now),
-            "in_flight": self.in_flight,
-            "queued": self.queued,
-            "held": len(self._held),
-            "pinned": len(self.pool.pins),
-            "max_concurrent_calls": self.settings.max_concurrent_calls,
-            "max_queue": self.settings.max_queue,
-            "instances": self.pool.snapshot(),
-            **self.ledger.snapshot(now),
-        }
-
     # --- placing ----------------------------------------------------------------------------------
 
     def _place(self, call: Call, now: int, is_next: bool = False) -> None:
         """Send now, queue, or refuse a call that has its breaker permit. `is_next`: its turn in the queue has come."""
         pool = self.pool
-        if call.exchange_key is not None and not self._follow_pin(call):
+        if call.exchange_key is not None and not self.pool.follow(call):
             self._refuse(call, Outcome.DISCONNECTED, now, "the request's instance is gone")
             return
         if not pool.instances:
@@ -325,13 +300,6 @@ class Lane:
         self.ledger.queued_total += 1
         self._queue.add(call)
 
-    def _follow_pin(self, call: Call) -> bool:
-        """Note which instance the call's exchange belongs to, if any; False = that one is gone."""
-        assert call.exchange_key is not None
-        pins = self.pool.pins
-        call.instance = pins.get(call.exchange_key)
-        return call.instance is not None or call.exchange_key not in pins
-
     def _observe(self, call: Call, now: int) -> None:
         """An observer's call: now or not at all, and only to an agent that is well."""
         outcome, message = Outcome.QUEUE_FULL, "no free permit for an observer"
@@ -339,11 +307,13 @@ class Lane:
             outcome, message = Outcome.BREAKER_OPEN, "breaker is open"
         elif not self.pool.instances:
             outcome, message = Outcome.DISCONNECTED, "no live instance"
-        elif call.exchange_key is not None and not self._follow_pin(call):
+        elif call.exchange_key is not None and not self.pool.follow(call):
             outcome, message = Outcome.DISCONNECTED, "the request's instance is gone"
+        elif self._queue.length or self.in_flight >= self.settings.max_concurrent_calls:
+            pass  # before the rate: what is not asked costs those that decide no token
         elif self.rate.bucket is not None and not self.rate.take(now):
             message = "over its rate_limit"
-        elif not self._queue.length and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now):
+        elif self._send(call, now):
             return
         self._end(call, outcome, now, message)
 
@@ -422,7 +392,7 @@ class Lane:
 
     def _free(self, call: Call, now: int) -> None:
         """A cancelled call gives its permit back."""
-        self._held.pop(call.number, None)
+        self.held.pop(call.number, None)
         if call.state is not _ENDED:
             self._take_back(call)
             self._close(call, now)

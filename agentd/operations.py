@@ -26,7 +26,7 @@ from agentd.limits import LimitDesk
 from agentd.publish import Publisher
 from agentd.registry import Registry, Seat
 from agentd.reload import Reloading
-from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding
+from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding, snapshot
 from shared import readiness
 from shared.clock import MS, S
 from shared.config.schema import CircuitBreaker
@@ -75,6 +75,9 @@ class Agents(Protocol):
     @property
     def memory_cuts(self) -> int:
         """Connections cut because of a message without end."""
+
+    def gate_counts(self) -> tuple[int, int]:
+        """(how often a process was shut out, handshakes refused for that)."""
 
 
 class Operations:
@@ -160,6 +163,7 @@ class Operations:
                 "agents": Bound(*self._sockets.local_connections()),
             },
             memory_cuts=self._sockets.memory_cuts,
+            gate=self._sockets.gate_counts(),
             audit_written=written,
             audit_queued=Bound(queued, max_records, dropped),
             audit_bytes=Bound(queued_bytes, max_bytes),
@@ -173,7 +177,7 @@ class Operations:
             settings = lane.settings
             if seat is None:
                 yield AgentStats.of_lane(
-                    lane.snapshot(self._clock()),
+                    snapshot(lane, self._clock()),
                     refused_ops=self.refused_ops[lane.name],
                     instances_limit=settings.connections if settings.protocol == "zmq-v1" else 0,
                 )
@@ -181,7 +185,7 @@ class Operations:
             reported = yield from seat.reported.adding_up()
             sessions = seat.sessions.values()
             yield AgentStats.of_lane(
-                lane.snapshot(self._clock()),
+                snapshot(lane, self._clock()),
                 garbage=seat.garbage,
                 refused_ops=self.refused_ops[lane.name],
                 instances_limit=settings.max_instances,
@@ -192,7 +196,7 @@ class Operations:
             )
 
     def _agent(self, lane: Lane) -> wire.Agent:
-        row = lane.snapshot(self._clock())
+        row = snapshot(lane, self._clock())
         settings = lane.settings
         if settings.events is not None:
             events: tuple[str, ...] = tuple(settings.events)
@@ -263,7 +267,7 @@ class Operations:
         elif action == "set":
             lane.configure(msgspec.structs.replace(lane.settings, circuit_breaker=_changed(lane, change)), now)
         else:
-            lane.close_breaker(now)
+            lane.breaker.close(now)
         self._publisher.agent_changed(agent)
         if action != "set":
             self._publisher.keep()

@@ -118,6 +118,7 @@ class Peers:
     """The connections of one ROUTER. Make it before the socket is bound, or early peers are missed.
 
     `may_connect(uid)`: a connection of any other user is cut before it can say a word (counted).
+    `is_shut_out(address)`: nor may one of these processes.
     `on_gone(peer)`: its connection ended, 2 ms after a kill -9 (2026-11); fail what waits for it.
     """
 
@@ -131,15 +132,17 @@ class Peers:
         *,
         on_refused: Callable[[Peer, str], None] | None = None,
         max_peers: int = AGENT_PEERS_MAX,
+        is_shut_out: Callable[[str], bool] = lambda address: False,
         clock: Callable[[], int] = now_ns,
     ) -> None:
         self.by_fd: dict[int, Peer] = {}
-        self.refused = 0  # other users' connections, and those beyond max_peers
+        self.refused = 0  # other users' connections, those of processes shut out, and those beyond max_peers
         self._path = os.fsencode(path)
         self._may_connect = may_connect
         self._on_gone = on_gone
         self._on_refused = on_refused
         self.max_peers = max_peers
+        self._is_shut_out = is_shut_out
         self._clock = clock
         self._router = router
         endpoint = f"inproc://peers-{id(router):x}"
@@ -215,7 +218,9 @@ class Peers:
             peer = self._identify(fd, connection)
             if peer is None:
                 return
-            if len(self.by_fd) >= self.max_peers:
+            if self._is_shut_out(peer.address):
+                reason = "shut out for a while"  # a handshake would be refused: until then it would take a place
+            elif len(self.by_fd) >= self.max_peers:
                 reason = "too many connections"
             elif not self._may_connect(peer.uid):
                 reason = "no agent or worker may run as this user"

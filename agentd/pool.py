@@ -87,6 +87,12 @@ class Pool:
             return False
         return any(not other.owes for other in self.instances)
 
+    def follow(self, call: Call) -> bool:
+        """Note which instance the call's exchange belongs to, if any; False = that one is gone."""
+        assert call.exchange_key is not None
+        call.instance = self.pins.get(call.exchange_key)
+        return call.instance is not None or call.exchange_key not in self.pins
+
     def pin(self, key: ExchangeKey, instance: Instance) -> None:
         """The exchange's events go to this instance from now on; the first pin stays."""
         if key not in self.pins:

@@ -148,11 +148,11 @@ class Registry:
         for name, settings in wanted.items():  # all of them, before anything changes: a secret may be unreadable
             if name not in self.seats:
                 made[name] = Seat(settings, lanes[name], self.own_uid, self._hwm)
-            elif settings.secret_file:
+            elif settings.secret_file and lanes[name].is_configured:
                 read_secret(settings.secret_file, f"agents.{name}.secret_file")
         gone = [seat for name, seat in self.seats.items() if name not in wanted]
         for name, settings in wanted.items():
-            if name not in made:
+            if name not in made and lanes[name].is_configured:  # else as it was: its secret's file may be gone as well
                 self.seats[name].configure(settings, self.own_uid)
         self.seats = {name: made.get(name) or self.seats[name] for name in wanted}
         self.uids = frozenset[int]().union(*(seat.uids for seat in self.seats.values()))

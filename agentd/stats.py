@@ -6,12 +6,15 @@ Kind: table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentd.reported import ReportedTotals
 from shared.segment import Reload
+
+if TYPE_CHECKING:
+    from agentd.lane import Lane
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -60,7 +63,7 @@ class AgentStats(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_lane(cls, lane: Mapping[str, Any], **beside: Any) -> "AgentStats":
-        """From `Lane.snapshot()`, and what is counted beside the lane."""
+        """From `snapshot`, and what is counted beside the lane."""
         return cls(
             name=lane["name"],
             calls=lane["outcomes"],
@@ -104,7 +107,25 @@ class AgentdStats(msgspec.Struct, frozen=True):
     client_buffer_bytes: int = 0
     local: Mapping[str, Bound] = {}  # connections, by socket: workers, agents
     memory_cuts: int = 0
+    gate: tuple[int, int] = (0, 0)  # processes shut out, handshakes refused for that
     audit_written: int = 0
     audit_queued: Bound = Bound()
     audit_bytes: Bound = Bound()
     sessions_refused: Mapping[str, int] = {}  # by code of REFUSE
+
+
+def snapshot(lane: "Lane", now: int) -> dict[str, Any]:
+    """Everything about a lane, times in ms: for the admin API, and for `AgentStats.of_lane`."""
+    return {
+        "name": lane.name,
+        "is_configured": lane.is_configured,
+        "breaker": lane.breaker.snapshot(now),
+        "in_flight": lane.in_flight,
+        "queued": lane.queued,
+        "held": len(lane.held),
+        "pinned": len(lane.pool.pins),
+        "max_concurrent_calls": lane.settings.max_concurrent_calls,
+        "max_queue": lane.settings.max_queue,
+        "instances": lane.pool.snapshot(),
+        **lane.ledger.snapshot(now),
+    }

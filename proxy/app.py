@@ -135,6 +135,7 @@ class WorkerContext:
         self._prefix = f"{secrets.token_hex(5)}-".encode()
         self._exchange_id = 0
         self._log = log.RateLimited("proxy.request")
+        self._is_audited = bool(config.audit.sinks)
         self._sweeps = 0
         # Counted here per request, added to the segment's cells by the sweep.
         self.bytes_in = self.bytes_out = self.requests = 0
@@ -334,8 +335,9 @@ class WorkerContext:
         self.cells[W_REFUSED + REFUSED_AT.get(status, REFUSED_OTHER)] += 1
 
     def account(self, record: AuditRecord, level: int, message: str) -> None:
-        """A refusal or failure: into the audit, and one log line unless there is a flood of them."""
-        self.dispatch.audit(encode(record))
+        """A refusal or failure: into the audit, if anybody keeps one, and one log line unless there is a flood."""
+        if self._is_audited:
+            self.dispatch.audit(encode(record))
         self._log.line(
             level,
             message,

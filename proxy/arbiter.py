@@ -45,12 +45,12 @@ from shared.defaults import (
     WORKER_SLOTS,
     WORKER_STALE_MS,
 )
-from shared.errors import ConfigError, WardgateError
+from shared.errors import ConfigError, SegmentError, WardgateError
 from shared.metrics import W_REQUESTS
 from shared.notify import Notify
 from shared.plan import PlanTable, compile_plans
 from shared.segment import ProxyWriter, ReloadResult, WorkerSlot, WorkerState
-from shared.segment_limits import LimitSpec
+from shared.segment_limits import LimitRow, LimitSpec
 
 _log = logging.getLogger("proxy.arbiter")
 
@@ -116,6 +116,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
         self._slots: dict[int, WorkerSlot] = {}  # by pid, as the members
         self._generations = app.accepted.generation
         self._previous: Accepted | None = None  # to go back to while a reload is not settled
+        self._limits: list[LimitRow] = []  # as they were before the last reload
         self._change = "serving"  # what is under way, as it is told once the current generation serves; "" = nothing
         self._was_ready = False  # READY=1 was said once
         self._is_stopping = False
@@ -327,6 +328,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
                 raise ConfigError(problems)
             self._generations += 1
             accepted = Accepted(loaded, compile_plans(loaded.config), self._generations)
+            self._limits = self._writer.limits()
             self._writer.reconfigure(loaded.digest, *row_names(loaded))
         except WardgateError as error:
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -359,7 +361,11 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
         _log.error("a worker could not start with the new config: going back")
         why = "a worker could not start with the new configuration; see the log"
         self._writer.end_reload(ReloadResult.ROLLED_BACK, now_ns(), why)
-        self._writer.reconfigure(previous.loaded.digest, *row_names(previous.loaded))
+        try:
+            self._writer.reconfigure(previous.loaded.digest, *row_names(previous.loaded))
+            self._writer.put_back(self._limits)
+        except SegmentError as error:  # agentd stands still in the table of limits: no reason to end what serves
+            _log.error("limits keep the numbers of the new config: %s", error)
         self._adopt(previous, "serving with the config from before")
 
     def _adopt(self, accepted: Accepted, change: str) -> None:

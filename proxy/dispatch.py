@@ -59,6 +59,7 @@ from shared.wire.envelope import (
     CancelReason,
     RecordType,
     Register,
+    messages,
     pack_audit,
     pack_cancel,
     pack_end,
@@ -79,6 +80,8 @@ _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 class Waiter(Protocol):
     """Who waits for a decision: the driver of one exchange."""
+
+    exchange_id: int
 
     def decided(self, decision: Decision) -> None:
         """Called at most once per `send`, never from inside it."""
@@ -327,11 +330,14 @@ class Dispatch:
         out, first = self._out, self._first
         self._out, self._first = [], self._next_event + 1
         self._cells[W_EVENTS_SENT] += self._first - first
+        audit = 0
         if self._audit and self._is_connected:
-            while self._audit:
-                out.append(pack_audit(self._audit.popleft()))
+            audit = len(self._audit)
+            out += map(pack_audit, self._audit)
+            self._audit.clear()
         self._cells[W_HOP_MESSAGES] += 1
-        if not self._pump.send((b"".join(out),)):
+        if not all(self._pump.send((message,)) for message in messages(b"".join(out))):
+            self._cells[W_AUDIT_DROPPED] += audit
             outcome = Outcome.QUEUE_FULL if self._is_connected else Outcome.DISCONNECTED
             for row in self._pending.rows():
                 for event_id in [event_id for event_id in row if first <= event_id < self._first]:
@@ -427,6 +433,8 @@ class Dispatch:
         if not is_up:
             for waiter, view in self._pending.clear():
                 self._waiting -= 1
+                if self._is_connected and not self._is_refused:  # it stands still; its agents need not answer any more
+                    self._queue(pack_cancel(waiter.exchange_id, CancelReason.TIMEOUT))
                 waiter.decided(self._refused(view, Outcome.DISCONNECTED))
 
     def _refresh(self) -> None:

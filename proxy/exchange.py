@@ -278,8 +278,9 @@ def _response_whole(x: Exchange, response: tuple[Any, bytes]) -> None:
         _response_head_and_end(x, response)
         return
     x.response, body = response
-    x.state = ENDED
+    x.state = RELAYING  # until it is done: FAILED, for an exception in there, must not come too late
     x.relay_whole(body)
+    x.state = ENDED
 
 
 def _response_head_and_end(x: Exchange, response: tuple[Any, bytes]) -> None:

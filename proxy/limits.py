@@ -7,7 +7,8 @@
 
 They are asked in this order; the first that says no ends it, and what was taken from those before stays taken. A
 request without the field that it is counted by shares one bucket with all others without it: leaving a field out
-is no way around a limit. IPv6 clients count by their /64.
+is no way around a limit. Nor is giving it twice: which of them the upstream goes by is not known here, so that
+such a request is in the same bucket. IPv6 clients count by their /64.
 
 How buckets and counts are kept and shared is not known here (shared/segment_buckets.py), nor how an answer is
 written (proxy/driver.py).
@@ -73,7 +74,7 @@ def client_key(client_ip: str) -> bytes:
         found = client_ip.encode()
         if ":" in client_ip:
             try:
-                found = ipaddress.IPv6Address(client_ip).packed[: IPV6_CLIENT_BITS // 8]
+                found = b"6:" + ipaddress.IPv6Address(client_ip).packed[: IPV6_CLIENT_BITS // 8]
             except ValueError:
                 pass  # no address of any kind: counts as the text that it is
         if len(_clients) >= LIMIT_KEYS_CACHED:
@@ -92,22 +93,24 @@ def _globally(driver: "Driver") -> bytes:
 
 def _by_header(name: bytes) -> Callable[["Driver"], bytes]:
     def key(driver: "Driver") -> bytes:
-        # Several lines of one name are one value (RFC 9110 5.3).
         found = [value for field, value in driver.head.fields if field.lower() == name]
-        return b"=" + b", ".join(found) if found else _ABSENT
+        return b"=" + found[0] if len(found) == 1 else _ABSENT
 
     return key
 
 
 def _by_cookie(name: bytes) -> Callable[["Driver"], bytes]:
     def key(driver: "Driver") -> bytes:
+        found = None
         for field, value in driver.head.fields:
             if field.lower() == b"cookie":
                 for pair in value.split(b";"):
-                    cookie, sign, text = pair.strip().partition(b"=")
-                    if sign and cookie == name:
-                        return b"=" + text
-        return _ABSENT
+                    cookie, sign, text = pair.partition(b"=")
+                    if sign and cookie.strip() == name:
+                        if found is not None:
+                            return _ABSENT
+                        found = text.strip()
+        return b"=" + found if found is not None else _ABSENT
 
     return key
 

@@ -251,7 +251,7 @@ class ProxyProtocol(GuardedParser):
         if block != self._last_block:
             self._last_block = block
         elif is_repeatable(data, block, head):
-            self._repeat = Repeat(block, head)
+            self._repeat = Repeat(self._last_block, head)  # the same bytes, not once more
 
     # --- parser callbacks -----------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def is_repeatable(data: bytes, block: bytes, head: Head) -> bool:
         and not (head.has_body or head.is_http_1_0 or head.expects_100 or head.is_websocket)
         and head.content_length is None
         and head.target.startswith(b"/")
+        and len(head.fields) == block.count(b"\n") - 1  # else `guard` has taken an upgrade out
         and data.find(b"\r\n\r\n") == len(data) - 4
         and data == b"%b %b%b%b" % (head.method, head.target, _VERSION, block)
     )

@@ -95,6 +95,7 @@ AGENT_CONTROL_MAX_BYTES: Final = 65_536  # HELLO, CONFIG_RESULT, HEALTH, DRAIN
 AGENT_METRICS_MAX_BYTES: Final = 1_048_576  # one METRICS message
 AGENT_PING_MAX_BYTES: Final = 256  # all frames of a PING: they are echoed
 AGENT_MAX_FRAMES: Final = 4_098  # verb, JSON and at most 4,096 bodies
+SKIP_FRAMES: Final = 20  # thrown away per message taken off, so DRAIN_MESSAGES times that before the loop turns
 AGENT_CHATTER_PER_S: Final = 100  # messages other than VERDICTS of one session; beyond: malformed
 AGENT_LOOK_MS: Final = 100  # how often sessions, strangers and memory are looked at
 REFUSED_LINGER_MS: Final = 1_000  # between REFUSE and the cut, so that it can be read
@@ -105,7 +106,7 @@ AGENT_ENDED_REMEMBERED: Final = 2_048  # ended calls per session by which a late
 AGENT_ENDED_TOTAL: Final = 262_144  # of them over all sessions: about 110 bytes each, and up to twice as many
 AGENT_ENDED_LEAST: Final = 64  # but so many per session
 VERDICT_CACHE_ENTRIES: Final = 512  # per agent
-MERGES_REMEMBERED: Final = 64  # per plan: what the same verdicts came to
+MERGES_REMEMBERED: Final = 64  # per chain of agents: what the same verdicts came to
 VERDICT_CACHE_BYTES: Final = 512  # a longer verdict is decoded each time
 PEER_EVENTS_HWM: Final = 100_000  # ACCEPTED and DISCONNECTED unread; at the mark libzmq's I/O thread would wait
 MEMORY_SLACK_BYTES: Final = 64 * 1024 * 1024  # growth nobody accounts for, before suspects are cut
@@ -125,6 +126,7 @@ FLOOD_MESSAGES: Final = 400  # of a refused session within a second; it has had 
 V1_CONFIGURE_MS: Final = 5_000  # for the answer to configure: an agent may load models first
 AGENT_LOG_LINES_PER_S: Final = 100  # about agents coming and going: each may come back after a tenth of a second
 PENALTIES_MAX: Final = 1_024  # processes that are not listened to for BAD_PEER_RETRY_MS; then the old ones are swept
+IDLERS_MAX: Final = 64  # connections of one process cut at once for saying nothing of use: it has to wait as well
 ALARM_LATE_MS: Final = 50  # a deadline seen so late: agentd itself stood still, answers may lie unread
 READ_FIRST_MS: Final = 20  # for reading them before anybody is blamed
 
@@ -147,7 +149,7 @@ UPSTREAM_KNOWN_S: Final = 30.0  # readiness: a connect older than this says noth
 PROBE_AFTER_S: Final = 10  # an upstream nobody connected to for so long is probed for readiness
 
 # --- limits ----------------------------------------------------------------------------------------
-RATE_LIMITS_PER_ROUTE: Final = 8  # each costs a request about 5 us
+RATE_LIMITS_PER_ROUTE: Final = 8  # each costs a request about 3 us
 MAX_CONNECTIONS: Final = 0  # no limit: the file descriptors' limit is the operator's
 MAX_CONCURRENT: Final = 0
 LIMIT_LOCK_WAIT_MS: Final = 200  # for a worker that was preempted inside a bucket, on a host that is out of CPU

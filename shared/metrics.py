@@ -399,6 +399,16 @@ M_CLIENT_BUFFER: Final = Metric(
     _G,
     "At how many unsent bytes a connection's write buffer is full: server.connection_buffer_bytes.",
 )
+M_SHUT_OUT: Final = Metric(
+    "wardgate_agents_shut_out_total",
+    _C,
+    "Agents' processes that were cut for flooding, endless messages or idle connections, and may not connect for 5 s.",
+)
+M_HANDSHAKES_REFUSED: Final = Metric(
+    "wardgate_agent_handshakes_refused_total",
+    _C,
+    "Handshakes refused to processes shut out; most of their connections are cut before.",
+)
 M_SESSIONS_REFUSED: Final = Metric("wardgate_sessions_refused_total", _C, "REFUSE sent to agents, by code.", ("code",))
 M_INGRESS_MESSAGES: Final = Metric("wardgate_ingress_messages_total", _C, "Messages that agentd got from workers.")
 M_INGRESS_MALFORMED: Final = Metric(
@@ -489,6 +499,8 @@ AGENTD_TABLE: Final = (
     M_LOCAL_LIMIT,
     M_LOCAL_REFUSED,
     M_MEMORY_CUTS,
+    M_SHUT_OUT,
+    M_HANDSHAKES_REFUSED,
     M_CLIENT_BUFFER,
     M_SESSIONS_REFUSED,
     M_INGRESS_MESSAGES,

@@ -90,7 +90,7 @@ class LimitRow(msgspec.Struct, frozen=True):
         return LimitFlag.USES in self.flags
 
 
-# A row that cannot be read, and was never read before, admits nobody and is in nobody's way.
+# A limit before it is read admits nobody and is in nobody's way.
 UNREADABLE: Final = LimitRow("", LimitFlag(0), 0, 0, 0, 0, 0, 0)
 
 
@@ -110,14 +110,18 @@ def _unpack(cells: "list[int]") -> LimitRow:
 
 
 def read_limits(cells: "memoryview[int]", known: Sequence[LimitRow] = ()) -> list[LimitRow]:
-    """Every row, by number; where one cannot be read now, what is `known` of it."""
+    """Every row, by number; where one cannot be read now, what is `known` of it, or else what stands there.
+
+    That is a mixture of two that were right, under the name that it always had: a worker can start with it.
+    """
     rows = []
     for number in range(min(cells[_ROWS], LIMIT_ROWS)):
-        found = read_row(cells, LIMITS.at + number * LIMITS.row_cells, LR_VALUES)
-        if found is not None:
-            rows.append(_unpack(found))
+        at = LIMITS.at + number * LIMITS.row_cells
+        found = read_row(cells, at, LR_VALUES)
+        if found is None and number < len(known):
+            rows.append(known[number])
         else:
-            rows.append(known[number] if number < len(known) else UNREADABLE)
+            rows.append(_unpack(found if found is not None else cells[at + 1 : at + 1 + LR_VALUES].tolist()))
     return rows
 
 
@@ -184,6 +188,14 @@ class LimitTable:
             if keep or (row.capacity, row.refill) != (row.configured_capacity, row.configured_refill):
                 flags |= LimitFlag.OVERRIDDEN | (LimitFlag.KEPT if keep else LimitFlag(0))
             return self._changed(number, msgspec.structs.replace(row, flags=flags))
+
+    def put_back(self, before: Iterable[LimitRow]) -> None:
+        """What operators had set `before`, where the configuration is the same again."""
+        with _Locked(self._fd):
+            now = {row.name: number for number, row in enumerate(self.rows()) if row.is_in_use}
+            for row in before:
+                if row.is_overridden and row.name in now:
+                    self._changed(now[row.name], row)
 
     def reset(self, name: str) -> LimitRow:
         """The configuration's numbers again, and every bucket full. Raises KeyError, SegmentError."""

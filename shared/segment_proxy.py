@@ -18,7 +18,7 @@ from shared.errors import SegmentError
 from shared.metrics import LIMIT_GAUGES, ROUTE_GAUGES, WORKER_GAUGES
 from shared.segment_buckets import Limits
 from shared.segment_file import SegmentWriter, read_names, write_row
-from shared.segment_limits import LimitSpec, LimitTable
+from shared.segment_limits import LimitRow, LimitSpec, LimitTable
 from shared.wire.segment import (
     GONE_SLOT,
     H_FOLD_SEQ,
@@ -187,6 +187,14 @@ class ProxyWriter(SegmentWriter):
         self._add_names(routes, upstreams)
         self._set_limits(limits)
         self.set_config_digest(config_digest)
+
+    def limits(self) -> list[LimitRow]:
+        """As they are now, to be put back when a reload is taken back."""
+        return LimitTable(self._cells, self._fd).rows()
+
+    def put_back(self, limits: Iterable[LimitRow]) -> None:
+        """After `reconfigure` with the configuration from before: what operators had set."""
+        LimitTable(self._cells, self._fd).put_back(limits)
 
     def set_state(self, state: WorkerState) -> None:
         """Of the proxy as a whole."""

@@ -14,17 +14,18 @@ Kind: IO.
 import asyncio
 import os
 import resource
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import zmq
 
-from agentd.gate import DOMAIN, Gate
+from agentd.gate import Gate
 from agentd.lane import Lane
 from agentd.peers import Loop, MemoryGuard, Peer, Peers, Suspect, unread_bytes
 from agentd.registry import Registry
-from agentd.transport.zmq_inbox import is_older, receiver, take_large
+from agentd.transport.zmq_inbox import agents_socket, is_older, receiver, take_large
 from agentd.transport.zmq_reception import COMPONENT, Farewell, Reception, remembered_each
 from agentd.transport.zmq_session import V2Session
 from shared import log
@@ -36,13 +37,12 @@ from shared.defaults import (
     AGENT_LAST_WORDS_MS,
     AGENT_LINGER_MS,
     AGENT_LOOK_MS,
-    AGENT_MAX_MESSAGE_BYTES,
+    AGENT_MAX_FRAMES,
     AGENT_PEERS_MAX,
-    BACKLOG,
     HELLO_WITHIN_MS,
+    IDLERS_MAX,
     PENALTIES_MAX,
     VERDICTS_LARGE_BYTES,
-    ZMTP_HANDSHAKE_MS,
 )
 from shared.pump import Pump
 from shared.runtime import Runtime
@@ -51,11 +51,9 @@ from shared.wire.agent_zmq import pack
 from shared.wire.session import MAY_HAVE_CALLS, Due, State
 
 _VERDICTS = b"VERDICTS"
-_HWM_SLACK = 100  # messages of a session that it does not count: WELCOME, PONG and the like
 _EARLY_NS = AGENT_LOOK_MS * MS // 4  # a caller with a beat of the same length may come a little early
-
-
 _LAST_LOOKS = 20
+_NEVER_WAS = {Due.NO_HELLO: "not introduced in time", Due.REFUSED: "refused"}
 
 
 class _NeverRaised(Exception):
@@ -108,24 +106,7 @@ class V2Transport:
 
     def start(self) -> None:
         """Bind. The caller holds the runtime directory's lock: a second bind would steal the path."""
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        for option, value in (
-            (zmq.ROUTER_MANDATORY, 1),
-            # Sessions stop at runtime.agent_hwm by their own count. libzmq learns that messages were read in lumps of
-            # half the mark: with twice as much it does not refuse what they let through.
-            (zmq.SNDHWM, 2 * self._hwm + _HWM_SLACK),
-            # None: once libzmq 4.3.5 stops reading a peer at the mark, a PING of that peer behind a broken
-            # connection aborts the process (agentd/peers.py). What a peer may say is bounded by what it may say
-            # in a second (Session.is_chatter) and by the memory guard instead.
-            (zmq.RCVHWM, 0),
-            (zmq.MAXMSGSIZE, AGENT_MAX_MESSAGE_BYTES),
-            (zmq.LINGER, 0),
-            (zmq.BACKLOG, BACKLOG),
-            (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-            # No ZMTP heartbeats; see agentd/peers.py. PING and PONG of the protocol tell who is silent.
-        ):
-            socket.setsockopt(option, value)
+        socket = agents_socket(self._context, self._hwm)
         path = self._runtime.agents_socket
         self._peers = Peers(
             socket,
@@ -135,6 +116,7 @@ class V2Transport:
             self._gone,
             on_refused=self._log_cut,
             max_peers=min(AGENT_PEERS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2),
+            is_shut_out=self._is_shut_out,
             clock=self.clock,
         )
         old = os.umask(0o117)  # 0660; around bind alone, it would make directories untraversable
@@ -159,7 +141,7 @@ class V2Transport:
             self._message,
             again=zmq.Again,
             error=_NeverRaised,
-            receive=receiver(socket, self._sessions, self._dead),
+            receive=receiver(socket, self._sessions, self._dead, self._cut_endless),
             linger_ms=AGENT_LINGER_MS,  # for the last BYE
         )
         self.guard.watch(self._suspects)
@@ -229,23 +211,8 @@ class V2Transport:
         Raises ConfigError and changes nothing when a secret cannot be read.
         """
         gone = self.registry.configure(agents, lanes)
-        now = self.clock()
-        for session in list(self._sessions.values()):
-            seat, state = session.seat, session.wire.state
-            if seat is None or state in (State.HELLO, State.CHALLENGED, State.REFUSED):
-                continue
-            session.take_bounds()
-            missing = seat.missing_events(session.hello.events)
-            if seat in gone:
-                session.begin_drain(drain_deadline_ns)
-            elif session.peer.uid not in seat.uids:
-                text = "the configuration does not allow this user any more"
-                self._reception.refuse(session, RefuseCode.NOT_ALLOWED, text)
-            elif missing:
-                text = f"the configuration asks for {', '.join(missing)}"
-                self._reception.refuse(session, RefuseCode.MISSING_EVENTS, text)
-
-        self._reception.reconfigure(now)
+        moved = [seat for seat in gone if seat.name in lanes and lanes[seat.name].is_configured]
+        self._reception.take_configuration([s for s in gone if s not in moved], moved, drain_deadline_ns)
 
     def forget(self, agents: Collection[str], drain_deadline_ns: int) -> None:
         """These agents are asked by nobody any more."""
@@ -280,6 +247,10 @@ class V2Transport:
         peers = self._peers
         return (len(peers.by_fd), peers.max_peers, peers.refused) if peers is not None else (0, 0, 0)
 
+    def gate_counts(self) -> tuple[int, int]:
+        """(how often a process was shut out, handshakes refused for that)."""
+        return (self._gate.shut_outs, self._gate.refused) if self._gate is not None else (0, 0)
+
     @property
     def garbage(self) -> int:
         """Messages of connections without a session; the rest is counted per seat."""
@@ -293,36 +264,43 @@ class V2Transport:
 
     def on_time(self, now: int) -> None:
         """Look at silence, strangers, drains and memory; call it at next_wakeup_ns or any time later."""
-        if now < self._next_look_ns - _EARLY_NS or self._peers is None:
+        if now < self._next_look_ns - _EARLY_NS or self._peers is None or self._gate is None:
             return
         stood_still = now - self._looked_ns > self._heartbeat_ms * MS
         self._looked_ns = now
         self._next_look_ns = now + AGENT_LOOK_MS * MS
         remembered = remembered_each(len(self._sessions))
+        idle: Counter[str] = Counter()  # connections cut for saying nothing of use, by process
         for session in list(self._sessions.values()):
             if stood_still:
                 session.wire.forgive(now)
             session.remember(remembered)
-            self._look(session, now)
+            if self._look(session, now):
+                idle[session.peer.address] += 1
         for peer in list(self._peers.by_fd.values()):
             if peer.owner is None and now - peer.accepted_ns >= HELLO_WITHIN_MS * MS:
+                idle[peer.address] += not peer.is_cut
                 self._cut(peer, "no HELLO in time")
+        for address, count in idle.items():
+            if count >= IDLERS_MAX and not stood_still:
+                self._gate.shut_out(address)
         self.guard.look(now)
         self._reception.log.tick(now)
         self._reception.reconfigure_more(now)
         self._tell_drained()
 
-    def _look(self, session: V2Session, now: int) -> None:
+    def _look(self, session: V2Session, now: int) -> bool:
+        """True: cut, it never was an instance."""
         due = session.wire.due(now)
         wants_pong = session.look(now)
         if due is Due.PING or (wants_pong and due is Due.NOTHING):
             self.transmit(session, session.ping())
         elif due is Due.SILENT:
             self.drop(session, f"silent for {3 * self._heartbeat_ms} ms")
-        elif due is Due.NO_HELLO:
-            self.drop(session, "not introduced in time")
-        elif due is Due.REFUSED:
-            self.drop(session, "refused")
+        elif due in _NEVER_WAS:
+            self.drop(session, _NEVER_WAS[due])
+            return True
+        return False
 
     def _tell_drained(self) -> None:
         if self._drained is not None and not self._drained.done() and self.is_drained:
@@ -413,14 +391,35 @@ class V2Transport:
 
     def shut_out(self, session: V2Session, reason: str) -> None:
         """`drop`, and nothing that is left of it is looked at, nor may its process dial again for a while."""
-        if len(self._dead) >= PENALTIES_MAX:
-            del self._dead[next(iter(self._dead))]
-        self._dead[session.routing_id] = None
+        self._bury(session.routing_id)
         peer = session.peer
         self._reception.lost(session, reason)
         self._shut_out(peer, reason)
 
+    def _bury(self, routing_id: bytes) -> None:
+        if len(self._dead) >= PENALTIES_MAX:
+            del self._dead[next(iter(self._dead))]
+        self._dead[routing_id] = None
+
+    def _cut_endless(self, routing_id: bytes, frame: zmq.Frame) -> None:
+        """More frames than any message has, and more to come."""
+        reason = f"message of more than {AGENT_MAX_FRAMES} frames"
+        session = self._sessions.get(routing_id)
+        if session is not None:
+            self._reception.count_garbage(session)
+            self.shut_out(session, reason)
+            return
+        self._bury(routing_id)
+        peer = self._peers.of(frame) if self._peers is not None else None
+        if peer is not None:
+            if peer.owner is not None:
+                self._reception.lost(peer.owner, reason)
+            self._shut_out(peer, reason)
+
     # --- connections ------------------------------------------------------------------------------
+
+    def _is_shut_out(self, address: str) -> bool:
+        return self._gate is not None and self._gate.is_shut_out(address)
 
     def _shut_out(self, peer: Peer, reason: str) -> None:
         if self._gate is not None:

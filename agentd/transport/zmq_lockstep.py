@@ -15,18 +15,19 @@ Kind: IO.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
 import zmq
 
-from agentd.call import Call
+from agentd.call import Call, Instance
 from agentd.lane import Lane
 from agentd.peers import Loop, inode_of
 from agentd.registry import configuration
 from agentd.transport.verdicts import VerdictReader
+from agentd.transport.zmq_inbox import REPLY_FRAMES_MAX, receive_reply
 from shared import log
 from shared.clock import MS
 from shared.config.schema import Agent
@@ -147,6 +148,11 @@ class V1Connection:
         self._pump: Pump | None = None
         self._monitor: Pump | None = None
 
+    @property
+    def peers(self) -> Sequence[Instance]:
+        """All live instances of its agent."""
+        return self._lane.pool.instances
+
     # --- for the lane -----------------------------------------------------------------------------
 
     def send(self, call: Call) -> bool:
@@ -231,7 +237,9 @@ class V1Connection:
         monitor.connect(endpoint)
         loop = self._host.loop
         self._monitor = Pump(monitor, loop, self._announced, again=zmq.Again, error=zmq.ZMQError)
-        self._pump = Pump(socket, loop, self._message, again=zmq.Again, error=zmq.ZMQError)
+        self._pump = Pump(
+            socket, loop, self._message, again=zmq.Again, error=zmq.ZMQError, receive=receive_reply(socket)
+        )
         self._enter(Link.CONNECTING, now, 2 * ZMTP_HANDSHAKE_MS)
         try:
             socket.connect(self.settings.endpoint)
@@ -302,6 +310,10 @@ class V1Connection:
         self.last_seen_ns = self._host.clock()
         if self.state is Link.CONFIGURING:
             self._configured(frames)
+            return
+        if len(frames) >= REPLY_FRAMES_MAX:
+            self.malformed += 1
+            self._down(f"message of {REPLY_FRAMES_MAX} frames or more")
             return
         call = next(iter(self.calls.values()), None)
         if call is None or frames[0] != b"":

@@ -9,11 +9,11 @@ past here (agentd/transport/zmq_session.py). No sockets: bytes leave through the
 Kind: IO (the transport sends).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from agentd.peers import Peer
-from agentd.registry import RETRY_AFTER_MS, No, Registry
+from agentd.registry import RETRY_AFTER_MS, No, Registry, Seat
 from agentd.transport.zmq_session import Outbox, V2Session
 from shared import log
 from shared.clock import MS, S
@@ -22,6 +22,7 @@ from shared.defaults import (
     AGENT_ENDED_REMEMBERED,
     AGENT_ENDED_TOTAL,
     AGENT_LOG_LINES_PER_S,
+    DRAIN_DEADLINE_MS,
     DRAINED_HELD_OUT_S,
     DRAINS_REMEMBERED,
     HELLO_RETRY_MS,
@@ -29,6 +30,7 @@ from shared.defaults import (
     PENALTIES_MAX,
     RECONFIGURE_WITHIN_MS,
     REFUSED_LINGER_MS,
+    V1_HANDOVER_MS,
 )
 from shared.errors import WireError
 from shared.wire.agent_messages import (
@@ -101,6 +103,7 @@ class Reception:
         self._on_change = on_change
         self._penalties: dict[tuple[int, int], int] = {}  # (uid, pid) -> until when it is not listened to
         self._has_more = False  # instances wait for their turn to get a reload's CONFIG
+        self._outgoing: dict[Seat, int] = {}  # of agents that changed their protocol: until when they serve at most
         self.farewells: dict[str, Farewell] = {}  # by session id; the last DRAINS_REMEMBERED
         self._held_out: dict[tuple[int, int, str, str], int] = {}  # uid, pid, agent, instance -> until when
 
@@ -216,8 +219,12 @@ class Reception:
     def _proof(self, session: V2Session, mac: bytes, now: int) -> None:
         if session.wire.state is not State.CHALLENGED:
             return  # the second answer to a repeated challenge
-        assert session.seat is not None
-        if session.seat.is_proof(mac, session.nonce, session.hello):
+        seat = self.registry.judge(session.hello, session.peer.uid)  # a reload may have come between
+        if isinstance(seat, No):
+            self.refuse(session, *seat)
+            return
+        session.introduce(session.hello, seat)
+        if not seat.secret or seat.is_proof(mac, session.nonce, session.hello):
             self._welcome(session, now)
         else:
             self.refuse(session, RefuseCode.BAD_PROOF, "the proof does not fit the configured secret")
@@ -260,6 +267,25 @@ class Reception:
 
     # --- a reload --------------------------------------------------------------------------------
 
+    def take_configuration(self, gone: Collection[Seat], moved: Collection[Seat], drain_deadline_ns: int) -> None:
+        """The registry has another one: CONFIG, DRAIN or REFUSE to whom it concerns. Agents that have `moved` to zmq-v1
+        serve until they have been dialled."""
+        now = self._clock()
+        self._outgoing.update(dict.fromkeys(moved, now + V1_HANDOVER_MS * MS))
+        for session in list(self.sessions.values()):
+            seat, state = session.seat, session.wire.state
+            if seat is None or state in (State.HELLO, State.CHALLENGED, State.REFUSED):
+                continue
+            session.take_bounds()
+            missing = seat.missing_events(session.hello.events)
+            if seat in gone:
+                session.begin_drain(drain_deadline_ns)
+            elif session.peer.uid not in seat.uids:
+                self.refuse(session, RefuseCode.NOT_ALLOWED, "the configuration does not allow this user any more")
+            elif missing:
+                self.refuse(session, RefuseCode.MISSING_EVENTS, f"the configuration asks for {', '.join(missing)}")
+        self.reconfigure(now)
+
     def reconfigure(self, now: int) -> None:
         """CONFIG to whoever has an earlier one, an agent's instances one after the other: the rest goes on."""
         late_ns = now - RECONFIGURE_WITHIN_MS * MS
@@ -281,9 +307,15 @@ class Reception:
             session.pause()
 
     def reconfigure_more(self, now: int) -> None:
-        """Perhaps the next one's turn has come."""
+        """Perhaps the next one's turn has come, or its time to leave."""
         if self._has_more:
             self.reconfigure(now)
+        for seat, until in list(self._outgoing.items()):
+            leaving = list(seat.sessions.values())
+            if now >= until or any(instance not in leaving for instance in seat.lane.pool.instances) or not leaving:
+                del self._outgoing[seat]
+                for session in leaving:
+                    session.begin_drain(now + DRAIN_DEADLINE_MS * MS)
 
     # --- what is said to them ---------------------------------------------------------------------
 
@@ -316,13 +348,17 @@ class Reception:
             refusal = Refusal(code.value, "this connection has no session", RETRY_AFTER_MS[code])
             self._door.transmit(session, pack(refusal))
 
-    def bad(self, session: V2Session, text: str, now: int) -> None:
-        """One unusable message; one too many within a minute and it is not listened to for a while."""
+    def count_garbage(self, session: V2Session) -> None:
+        """A message that cannot be used."""
         session.malformed += 1
         if session.seat is not None:
             session.seat.garbage += 1
         else:
             self.garbage += 1
+
+    def bad(self, session: V2Session, text: str, now: int) -> None:
+        """One unusable message; one too many within a minute and it is not listened to for a while."""
+        self.count_garbage(session)
         self._log_line("bad message", session, error=text)
         if session.wire.is_bad(now) and session.wire.state not in (State.REFUSED, State.DEAD):
             if len(self._penalties) >= PENALTIES_MAX:
@@ -356,10 +392,8 @@ class Reception:
         self._leave(session, f"refused: {code.value}")
 
     def _log_line(self, message: str, session: V2Session, **fields: str) -> None:
-        hello = session.hello
-        self.log.line(
-            log.WARNING, message, agent=hello.agent, instance=hello.instance, peer=str(session.peer), **fields
-        )
+        said = session.hello
+        self.log.line(log.WARNING, message, agent=said.agent, instance=said.instance, peer=str(session.peer), **fields)
 
     # --- the ends ---------------------------------------------------------------------------------
 

@@ -35,6 +35,11 @@ class _Handover(NamedTuple):
     until_ns: int
     patience_ns: int  # for what the old ones know, once they drain
 
+    @property
+    def has_successor(self) -> bool:
+        """Somebody else can be asked, of whatever protocol."""
+        return any(not instance.is_draining and instance not in self.old for instance in self.old[0].peers)
+
 
 class V1Transport:
     """All zmq-v1 agents: `connections` of each, dialled for ever. `random()` is the jitter, 0 <= x < 1."""
@@ -99,7 +104,15 @@ class V1Transport:
         wanted = {agent.name: agent for agent in agents if agent.protocol == "zmq-v1"}
         now = self.clock()
         self.connections = [c for c in self.connections if c.state is not Link.CLOSED]
-        self.forget({c.settings.name for c in self.connections} - wanted.keys(), drain_deadline_ns)
+        leaving_us = {c.settings.name for c in self.connections} - wanted.keys()
+        for name in [name for name in leaving_us if name in lanes and lanes[name].is_configured]:
+            # It is to dial in from now on: these serve until it has, like those of an endpoint that has changed.
+            leaving_us.discard(name)
+            old = [c for c in self.connections if c.settings.name == name and c.is_live and not c.is_draining]
+            self.forget((name,), drain_deadline_ns, old)
+            if old:
+                self._handovers[name] = _Handover(old, [], now + V1_HANDOVER_MS * MS, drain_deadline_ns - now)
+        self.forget(leaving_us, drain_deadline_ns)
         for name, agent in wanted.items():
             known = self._handovers.pop(name, None)
             leaving = known.old if known is not None else []
@@ -119,11 +132,11 @@ class V1Transport:
             if old:
                 self._handovers[name] = _Handover(old, new, now + V1_HANDOVER_MS * MS, drain_deadline_ns - now)
 
-    def forget(self, agents: Collection[str], drain_deadline_ns: int) -> None:
-        """These agents are asked by nobody any more."""
+    def forget(self, agents: Collection[str], drain_deadline_ns: int, but: Collection[V1Connection] = ()) -> None:
+        """These agents are asked by nobody any more, or only over a few connections."""
         for connection in self.connections:
             name = connection.settings.name
-            if name in agents:
+            if name in agents and connection not in but:
                 self._handovers.pop(name, None)
                 if not connection.is_draining:
                     connection.begin_drain(drain_deadline_ns)
@@ -142,7 +155,7 @@ class V1Transport:
     def _hand_over(self, now: int) -> None:
         """Let the old connections go where all new ones are up, or have not come up for too long."""
         for name, handover in list(self._handovers.items()):
-            is_up = all(connection.state is Link.READY for connection in handover.new)
+            is_up = all(connection.state is Link.READY for connection in handover.new) and handover.has_successor
             if not is_up and now < handover.until_ns:
                 continue
             if not is_up:

@@ -222,6 +222,12 @@ class Hostile:
         while True:
             wire.send(part)
 
+    def grains(self, wire: Wire) -> None:
+        """A message of half a million frames, whole, whenever it is asked something."""
+        while True:
+            if list(self.calls(wire)):
+                wire.send(frame(b"VERDICTS", MORE) + frame(b"", MORE) * 500_000 + frame(b""))
+
     def garbage(self, wire: Wire) -> None:
         """Bytes that mean nothing in place of each answer."""
         kinds = [
@@ -284,7 +290,8 @@ class Hostile:
 
 
 MODES = (
-    "mute", "late", "oversized", "endless", "crumbs", "garbage", "heavy", "stranger", "impostor", "flood", "deaf",
+    "mute", "late", "oversized", "endless", "crumbs", "grains", "garbage", "heavy", "stranger", "impostor",
+    "flood", "deaf",
 )  # fmt: skip
 
 

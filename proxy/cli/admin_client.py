@@ -22,30 +22,39 @@ import msgspec
 
 from shared.clock import S, now_ns
 from shared.config.schema import Config
-from shared.defaults import ADMIN_LATEST_SHARE, ADMIN_TIMEOUT_S, RELOAD_ANSWER_S
+from shared.defaults import ADMIN_LATEST_SHARE, ADMIN_TIMEOUT_S, RELOAD_ANSWER_S, RUNTIME_DIR
 from shared.errors import AdminRefused, ConfigError, Unreachable
 from shared.runtime import Runtime
 from shared.wire import admin as wire
 
 
 class Place(NamedTuple):
-    """Where the daemons meet; `config` is None when the directory was named on the command line."""
+    """Where the daemons meet; `config` is None when the directory was named on the command line, or it is refused."""
 
     runtime: Runtime
     config: Config | None
 
 
 def find(config_path: str | None, runtime_dir: str | None) -> Place:
-    """From `--runtime-dir`, else from the configuration. Raises ConfigError."""
+    """From `--runtime-dir`, else from the configuration. Raises ConfigError.
+
+    A configuration that is refused still says where the daemons are that run the one from before.
+    """
     if runtime_dir:
         return Place(Runtime(os.path.abspath(runtime_dir)), None)
-    from shared.config.load import load
+    from shared.config.load import load, meeting_place
 
     try:
         config = load(config_path, os.environ, needs_files=False).config
     except ConfigError as error:
-        hint = "the directory of running daemons can be named without a configuration: --runtime-dir DIR"
-        raise ConfigError([*error.problems, hint]) from None
+        directory = meeting_place(config_path, os.environ)
+        if not directory:
+            hint = "the directory of running daemons can be named without a configuration: --runtime-dir "
+            raise ConfigError([*error.problems, f"{hint}DIR, by default {RUNTIME_DIR}"]) from None
+        for problem in error.problems:
+            click.echo(f"wardgate: {problem}", err=True)
+        click.echo(f"wardgate: this configuration is refused; asking the daemons in {directory} all the same", err=True)
+        return Place(Runtime(directory), None)
     return Place(Runtime(config.runtime.dir), config)
 
 
@@ -147,7 +156,9 @@ class AdminClient:
             response = connection.getresponse()
             return response.status, response.read()
         except PermissionError:
-            raise AdminRefused(403, f"{self._path}: permission denied; root and agentd's user may use it") from None
+            raise AdminRefused(
+                403, f"{self._path}: permission denied; root, agentd's user and members of wardgate-admin may use it"
+            ) from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise Unreachable(f"agentd is not running: nobody listens on {self._path}") from None
         except (TimeoutError, BlockingIOError):

@@ -5,9 +5,6 @@ A word after it that names a subcommand is one, anything else is an agent's name
 Kind: IO.
 """
 
-import shutil
-import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
@@ -43,8 +40,8 @@ HEADERS = (
 SPARED = ("P50", "LATE", "PROTOCOL", "REFUSED", "P99", "INSTANCES", "UNREAD")
 INSTANCE_HEADERS = ("INSTANCE", "HEALTH", "CALLS", "UNREAD", "MESSAGES", "REFUSED", "PINNED", "LOAD", "STATE")
 INSTANCES_SPARED = ("LOAD", "PINNED", "MESSAGES", "REFUSED")
-_PADDING = 3  # of a column on a terminal
 CALL_HEADERS = ("AGO", "EVENT", "OUTCOME", "INSTANCE", "QUEUED", "TOOK", "MESSAGE")
+CALLS_SPARED = ("QUEUED", "INSTANCE")
 
 
 class _Agents(click.Group):
@@ -106,29 +103,18 @@ def _show(name: str | None, config_path: str | None, runtime_dir: str | None, as
     with json_problems(as_json):
         found = AdminClient(find(config_path, runtime_dir).runtime).agents()
         if name is not None:
+            known = ", ".join(agent.name for agent in found.agents) or "none"
             found = wire.Agents(tuple(agent for agent in found.agents if agent.name == name))
             if not found.agents:
-                raise AdminRefused(404, f"there is no agent {name!r}")
+                raise AdminRefused(404, f"there is no agent {name!r}; there are: {known}")
     if as_json:
         click.echo(wire.pretty(found))
     elif not found.agents:
         click.echo("no agents are configured")
     else:
-        _show_fitting(HEADERS, [_row(agent) for agent in found.agents], SPARED)
+        show_table(HEADERS, [_row(agent) for agent in found.agents], SPARED)
         if name is not None:
             _show_one(found.agents[0])
-
-
-def _show_fitting(headers: Sequence[str], rows: Sequence[Sequence[str]], spared: Sequence[str]) -> None:
-    """The table; on a terminal without the columns that it has no room for. A pipe gets all of them."""
-    left = list(range(len(headers)))
-    widths = [max(len(row[i]) for row in (headers, *rows)) + _PADDING for i in left]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths)
-    for name in spared:
-        if sum(widths[i] for i in left) <= room:
-            break
-        left.remove(headers.index(name))
-    show_table([headers[i] for i in left], [[row[i] for i in left] for row in rows])
 
 
 def _row(agent: wire.Agent) -> tuple[str, ...]:
@@ -159,10 +145,10 @@ def _show_one(agent: wire.Agent) -> None:
     click.echo(f"garbage: {agent.garbage}; header operations refused: {agent.refused_ops}")
     if agent.instances:
         click.echo()
-        _show_fitting(INSTANCE_HEADERS, [_instance(one, agent) for one in agent.instances], INSTANCES_SPARED)
+        show_table(INSTANCE_HEADERS, [_instance(one, agent) for one in agent.instances], INSTANCES_SPARED)
     if agent.last_calls:
         click.echo()
-        show_table(CALL_HEADERS, [_call(call) for call in agent.last_calls])
+        show_table(CALL_HEADERS, [_call(call) for call in agent.last_calls], CALLS_SPARED)
 
 
 def _counts(counts: dict[str, int]) -> str:

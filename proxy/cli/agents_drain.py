@@ -65,7 +65,9 @@ def command(
 
     INSTANCE is a name that `wardgate agents NAME` shows; it may be left out where there is only one.
     """
-    agent, _, instance = name.partition("/")
+    agent, slash, instance = name.partition("/")
+    if not agent or (slash and not instance):  # `waf/$INSTANCE --force` without a value must not drain all of them
+        raise click.UsageError(f"{name!r}: expected NAME or NAME/INSTANCE; see `wardgate agents NAME`")
     with json_problems(as_json):
         client = AdminClient(find(config_path, runtime_dir).runtime)
         begun = client.drain(agent, wire.DrainRequest(instance, timeout_s, force))

@@ -16,6 +16,7 @@ from shared.config.schema import CircuitBreaker
 from shared.wire import admin as wire
 
 HEADERS = ("AGENT", "STATE", "FAILURES", "NEXT PROBE", "OPENED", "THRESHOLD", "WINDOW", "WAIT", "SUCCESSES", "PROBES")
+SPARED = ("PROBES", "SUCCESSES", "WINDOW", "OPENED")  # by a narrow terminal, in this order
 
 
 @click.group(
@@ -50,7 +51,7 @@ def list_(config_path: str | None, runtime_dir: str | None, as_json: bool) -> No
     if as_json:
         click.echo(wire.pretty(breakers))
     elif breakers.breakers:
-        show_table(HEADERS, [_row(breaker) for breaker in breakers.breakers])
+        show_table(HEADERS, [_row(breaker) for breaker in breakers.breakers], SPARED)
     else:
         click.echo("no agents are configured")
 
@@ -86,11 +87,15 @@ def _change(
     elif change is None:
         click.echo(f"{breaker.agent}: breaker is {breaker.state}")
     else:
-        show_table(HEADERS, [_row(breaker)])
+        show_table(HEADERS, [_row(breaker)], SPARED)
 
 
 def _action(action: wire.BreakerAction, text: str) -> None:
-    @command.command(action, help=text, epilog=f"Example: wardgate breaker {action} waf\n\n{EXIT_CODES_HELP}")
+    short = text.partition(";")[0].removesuffix(".") + "."
+
+    @command.command(
+        action, help=text, short_help=short, epilog=f"Example: wardgate breaker {action} waf\n\n{EXIT_CODES_HELP}"
+    )
     @click.argument("agent", metavar="NAME")
     @config_option
     @runtime_option
@@ -145,7 +150,7 @@ _RANGES: Final = _ranges()
 def set_(
     agent: str, config_path: str | None, runtime_dir: str | None, as_json: bool, **numbers: int | float | None
 ) -> None:
-    """Change numbers of one breaker until agentd starts anew.
+    """Change numbers of one breaker until agentd reloads or starts anew.
 
     What is not given stays. The configuration file is not changed.
     """

@@ -36,7 +36,7 @@ def command() -> None:
     """Show the configuration as it is in effect, or its schema."""
 
 
-@command.command(epilog=SHOW_EPILOG)
+@command.command(short_help="Print the configuration in effect.", epilog=SHOW_EPILOG)
 @config_option
 @click.option("--origin", "with_origin", is_flag=True, help="Say beside each value where it was set.")
 @json_option

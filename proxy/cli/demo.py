@@ -21,20 +21,20 @@ from shared.runtime import Runtime
 
 CONFIG_NAME = "demo.toml"
 AGENTS = (("agent-1", "policy", "policy_agent.py"), ("agent-2", "tag", "tag_agent.py"))
-# What to try: (arguments of curl before the URL, path, what it shows).
+# What to try: (arguments of curl before the URL, path, what it shows). Short: a line has 80 columns.
 TRIES = (
-    ("", "/", "the application's page; open it in a browser"),
-    ("", "/echo", "the request as the application got it: X-Agent, X-Demo-Tag"),
-    ("-i", "/json", "X-Served-Through: wardgate in the response"),
+    ("", "/", "the application's page"),
+    ("", "/echo", "what the application got"),
+    ("-i", "/json", "a header from an agent"),
     ("-i", "/admin", "403, blocked by an agent"),
     ("-i", "/old/page", "302, redirected by an agent"),
     ("-i", "/members", "401, challenged by an agent"),
-    ("-i -H 'X-Block: 1'", "/", "403, blocked because of a header"),
-    ("-N", "/stream", "one line every half second"),
-    ("-d hello", "/upload", "bytes and sha256 of an upload"),
+    ("-i -H 'X-Block: 1'", "/", "403, because of a header"),
+    ("-N", "/stream", "a line each half second"),
+    ("-d hello", "/upload", "its size and SHA-256"),
 )
 ADMIN_TRIES = (
-    ("", "/health", "every component and its state"),
+    ("", "/health", "every component's state"),
     ("", "/metrics", "for Prometheus"),
 )
 
@@ -150,7 +150,7 @@ def banner(
     tries = [(args, urls[0] + path, what) for args, path, what in TRIES if is_demo and urls]
     tries += [(args, admin_url + path, what) for args, path, what in ADMIN_TRIES if admin_url]
     commands = [(" ".join(filter(None, ("curl", args, url))), what) for args, url, what in tries]
-    commands.append((f"{program} health -c {shlex.quote(config_path)}", "the same from the command line"))
-    width = max(len(text) for text, _ in commands)
-    lines += ["", "  Try:", *(f"    {text:{width}}  # {what}" for text, what in commands), "", ""]
+    width = max((len(text) for text, _ in commands), default=0)
+    lines += ["", "  Try:", *(f"    {text:{width}}  # {what}" for text, what in commands)]
+    lines += [f"    {program} health -c {shlex.quote(config_path)}", "", ""]
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from shared.segment import AgentdView, ProxyView
 from shared.wire import admin as wire
 
 HEADERS = ("STATUS", "COMPONENT", "MESSAGE", "LATENCY", "LAST CHECK")
+SPARED = ("LAST CHECK", "LATENCY")  # by a narrow terminal, in this order
 
 
 @click.command(
@@ -79,7 +80,7 @@ def _show(health: wire.Health) -> None:
         for component in health.components
     ]
     if rows:
-        show_table(HEADERS, rows)
+        show_table(HEADERS, rows, SPARED)
     for text in health.not_asked:
         click.echo(f"not asked: {text}")
 

@@ -12,6 +12,7 @@ from proxy.cli.table import show_table
 from shared.wire import admin as wire
 
 HEADERS = ("NAME", "KEY", "CAPACITY", "REFILL", "ACTIVE", "ADMITTED", "REFUSED", "OVERFLOW", "OVERRIDE")
+SPARED = ("OVERFLOW", "KEY", "ADMITTED", "OVERRIDE")  # by a narrow terminal, in this order
 
 
 @click.group(
@@ -50,7 +51,7 @@ def list_(config_path: str | None, runtime_dir: str | None, as_json: bool) -> No
     if as_json:
         click.echo(wire.pretty(limits))
     elif limits.limits:
-        show_table(HEADERS, [_row(limit) for limit in limits.limits])
+        show_table(HEADERS, [_row(limit) for limit in limits.limits], SPARED)
     else:
         click.echo("no limits are in effect")
 
@@ -83,10 +84,14 @@ def _change(
     if as_json:
         click.echo(wire.pretty(limit))
     else:
-        show_table(HEADERS, [_row(limit)])
+        show_table(HEADERS, [_row(limit)], SPARED)
 
 
-@command.command("set", epilog=f"Example: wardgate limits set api/per-client --capacity 50\n\n{EXIT_CODES_HELP}")
+@command.command(
+    "set",
+    short_help="Change numbers of one limit.",
+    epilog=f"Example: wardgate limits set api/per-client --capacity 50\n\n{EXIT_CODES_HELP}",
+)
 @click.argument("name", metavar="NAME")
 @click.option("--capacity", type=click.IntRange(1, 10**9), help="The most in a burst, or under way at once.")
 @click.option("--refill-rate", type=click.FloatRange(0.000_001, 1_000_000), help="So many a second, in the long run.")

@@ -20,8 +20,8 @@ HEADERS = ("KIND", "NAME", "SETTING", "CONFIGURED", "NOW", "KEPT")
 def command(config_path: str | None, runtime_dir: str | None, as_json: bool) -> None:
     """What is in effect and differs from the configuration: limits, and circuit breakers opened or set by hand.
 
-    KEPT: it outlives a reload. A limit goes back by `wardgate limits reset`, a breaker by `wardgate breaker close`
-    and by a reload.
+    KEPT: it outlives a reload. A limit goes back by `wardgate limits reset`, a breaker that was opened by
+    `wardgate breaker close`, a breaker's numbers by a reload.
     """
     with json_problems(as_json):
         found = AdminClient(find(config_path, runtime_dir).runtime).overrides()

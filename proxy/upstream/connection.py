@@ -221,8 +221,8 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             self.is_head_told = True
             if reader.is_complete:
-                self._let_go()
                 try:
+                    self._let_go()  # perhaps to another request, which may fail us, too
                     sink.upstream_whole(head, reader.body)
                 except Exception:
                     # Nothing ties the request to this connection any more: it must not be left hanging.

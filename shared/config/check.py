@@ -285,6 +285,7 @@ def filters(config: Config) -> Findings:
 
 def limits(config: Config) -> Findings:
     """Names are one limit's, and what an agent has to say can be said by one."""
+    deciding = {agent.name for agent in config.agents if agent.events is None or "request_headers" in agent.events}
     count = sum(len(route.rate_limits) + 2 for route in config.routes) + 2
     if count > d.LIMIT_ROWS:
         yield _error(("routes",), f"there are {count} limits, at most {d.LIMIT_ROWS} are possible")
@@ -297,7 +298,9 @@ def limits(config: Config) -> Findings:
             if limit.name in ("max_concurrent", "max_concurrent_per_client"):
                 yield _error((*path, "name"), f'"{limit.name}" is the name of the route\'s key')
             seen.add(limit.name)
-            if limit.key == "identity" and not any(item.mode == "enforce" for item in route.filters):
+            if limit.key == "identity" and not any(
+                item.mode == "enforce" and item.agent in deciding for item in route.filters
+            ):
                 text = "no agent decides on this route, so nobody can tell the identity"
                 yield _error((*path, "key"), text, "name one in `filters`", ("routes", i, "filters"))
 

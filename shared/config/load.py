@@ -73,6 +73,25 @@ def load(
     return Loaded(config, _digest(unresolved), _lines(warnings, files), files, origins)
 
 
+def meeting_place(path: str | None, environ: Mapping[str, str]) -> str:
+    """runtime.dir of a configuration that is refused for something else; "" where it cannot be told.
+
+    The daemons still run what they read before: whoever looks after them must find them.
+    """
+    try:
+        root, _, problems = read_files(config_path(path, environ))
+    except ConfigError:
+        return ""
+    if problems:
+        return ""
+    apply_environment(root, environ)
+    built = build(root)
+    if any(broken[:1] == ("runtime",) for broken in built.broken):
+        return ""
+    directory = built.config.runtime.dir or runtime_dir(environ)[0]
+    return "" if has_control(directory) else directory
+
+
 def _judge(config: Config, built: Built, needs_files: bool) -> tuple[list[Problem], list[Problem]]:
     """(errors, warnings) of the relations and of the machine, without those that rest on broken keys."""
     errors: list[Problem] = []

@@ -18,12 +18,21 @@ from shared.errors import ConfigError
 
 
 def locate(name: str, environ: Mapping[str, str]) -> str:
-    """The absolute path behind a `*_file` key; a credential that was not given stays a bare name."""
+    """The absolute path behind a `*_file` key; a credential that was not given stays a bare name.
+
+    ConfigError, naming the directory, where it cannot be looked into.
+    """
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    if name and "/" not in name and directory.startswith("/"):
-        path = f"{directory}/{name}"
+    if not name or "/" in name or not directory.startswith("/"):
+        return name
+    path = f"{directory}/{name}"
+    try:
         return path if Path(path).exists() else name
-    return name
+    except OSError as error:  # not "there is none": whoever set the variable has given us somebody else's directory
+        raise ConfigError(
+            f'environment CREDENTIALS_DIRECTORY: "{directory}" cannot be searched for "{name}": {error.strerror}; '
+            "unset it outside the unit that it belongs to"
+        ) from None
 
 
 def resolve(config: Config, environ: Mapping[str, str]) -> Config:

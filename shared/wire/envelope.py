@@ -173,6 +173,21 @@ _ENCODED_MAX: Final = 512
 _ENCODED_MAX_BYTES: Final = 512
 
 
+def messages(whole: bytes) -> list[bytes]:
+    """Records put together, as messages that the other end takes: one, unless that were too large."""
+    if len(whole) <= HOP_MAX_MESSAGE_BYTES:
+        return [whole]
+    found = []
+    begin = at = 0
+    while at < len(whole):
+        end = at + 4 + _LENGTH.unpack_from(whole, at)[0]
+        if end - begin > HOP_MAX_MESSAGE_BYTES and at > begin:
+            found.append(whole[begin:at])
+            begin = at
+        at = end
+    return [*found, whole[begin:]]
+
+
 def records(frame: "bytes | memoryview") -> Iterator[tuple[int, memoryview]]:
     """(type, what follows it) of each record; raises WireError at the first that does not fit."""
     view = memoryview(frame)

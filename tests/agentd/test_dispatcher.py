@@ -550,3 +550,23 @@ class EverythingInAnyOrder(RuleBasedStateMachine):
 
 EverythingInAnyOrder.TestCase.settings = hypothesis_settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestEverythingInAnyOrder = EverythingInAnyOrder.TestCase
+
+
+def test_plans_that_merge_alike_share_their_memory(clock: Clock) -> None:
+    """It would be one for each route of each worker else; after a reload nothing is left of chains that are gone."""
+    alike = [plan(ask("a"), ask("b"), number=number) for number in range(2)]
+    others = [
+        plan(ask("a"), ask("b", "open"), number=2),
+        plan(ask("b"), ask("a"), number=3),
+        plan(ask("a"), ask("b"), number=4, kind=EventKind.RESPONSE_HEADERS),
+    ]
+    core = Core(clock, [*alike, *others], [agent("a"), agent("b")])
+    second = core.register(b"w2", alike)
+    first = core.worker.plans
+    assert first[0].merges is first[1].merges
+    assert first[0].merges is second.plans[0].merges
+    assert len({id(one.merges) for one in first}) == 4
+    before = first[0].merges
+    core.dispatcher.configure([agent("a"), agent("b")])
+    assert core.worker.plans[0].merges is second.plans[1].merges
+    assert core.worker.plans[0].merges is not before

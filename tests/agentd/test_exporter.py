@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentd.exporter import Sources, pieces, render
-from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding
+from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding, snapshot
 from shared import defaults
 from shared import metrics as m
 from shared.decision import Outcome, Verb
@@ -231,7 +231,7 @@ def test_the_lane_that_exists_has_what_the_page_wants() -> None:
 
     clock = Clock()
     lane = Lane(Agent(name="waf", protocol="zmq-v2"), clock, Alarm(lambda deadline_ns: None))
-    stats = AgentStats.of_lane(lane.snapshot(clock.now))
+    stats = AgentStats.of_lane(snapshot(lane, clock.now))
     assert (stats.name, stats.breaker, stats.instances) == ("waf", "closed", 0)
     assert len(stats.duration_buckets) == m.DURATION_BUCKETS
     assert set(stats.calls) == {outcome.word for outcome in Outcome}
@@ -240,8 +240,8 @@ def test_the_lane_that_exists_has_what_the_page_wants() -> None:
 def test_agentd_itself_is_on_the_page(view: ProxyView, clock: Clock) -> None:
     page = page_of(
         view, clock, workers=2, ingress_messages=3, ingress_malformed=4, ingress_unknown=10, replies_dropped=11,
-        hop_hwm=12, client_buffer_bytes=13, events_pending=14, exchanges_open=15, memory_cuts=16, audit_written=5,
-        audit_queued=Bound(7, 70, 6), audit_bytes=Bound(17, 170),
+        hop_hwm=12, client_buffer_bytes=13, events_pending=14, exchanges_open=15, memory_cuts=16, gate=(18, 19),
+        audit_written=5, audit_queued=Bound(7, 70, 6), audit_bytes=Bound(17, 170),
         local={"workers": Bound(1, 256, 2), "agents": Bound(3, 4_096, 4)},
         sessions_refused={"not_allowed": 8, "malformed": 9},
     )  # fmt: skip
@@ -253,6 +253,8 @@ def test_agentd_itself_is_on_the_page(view: ProxyView, clock: Clock) -> None:
         ("wardgate_agentd_events_pending", 14),
         ("wardgate_agentd_exchanges_open", 15),
         ("wardgate_memory_cuts_total", 16),
+        ("wardgate_agents_shut_out_total", 18),
+        ("wardgate_agent_handshakes_refused_total", 19),
         ("wardgate_audit_queued_limit", 70),
         ("wardgate_audit_queued_bytes", 17),
         ("wardgate_audit_queued_bytes_limit", 170),

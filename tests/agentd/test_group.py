@@ -6,6 +6,7 @@ import pytest
 
 from agentd.call import CallState
 from agentd.group import EventGroup
+from agentd.stats import snapshot
 from shared.config.schema import CircuitBreaker
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
 from shared.wire.envelope import CancelReason
@@ -296,7 +297,7 @@ class TestObservers:
         core.event()
         core.answer("a")
         assert core.audit == []
-        assert core.dispatcher.lanes["a"].snapshot(clock())["observed"]["queue_full"] == 1
+        assert snapshot(core.dispatcher.lanes["a"], clock())["observed"]["queue_full"] == 1
         core.assert_idle()
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agentd.call import Call, CallState
+from agentd.stats import snapshot
 from shared.clock import MS
 from shared.config.schema import CircuitBreaker
 from shared.decision import Outcome
@@ -414,7 +415,7 @@ class TestCancel:
         """No blame."""
         bench = LaneBench(clock)
         bench.lane.late_verdict()
-        assert bench.lane.snapshot(clock())["late_verdicts"] == 1
+        assert snapshot(bench.lane, clock())["late_verdicts"] == 1
         assert bench.lane.breaker.failures(clock()) == 0
 
 
@@ -480,7 +481,7 @@ class TestBreaker:
         assert bench.waiter.outcomes == [Outcome.BREAKER_OPEN]
         instance.answer()
         assert bench.call().outcome is Outcome.BREAKER_OPEN
-        bench.lane.close_breaker(clock())
+        bench.lane.breaker.close(clock())
         assert bench.call().state is CallState.SENT
 
     def test_a_full_socket_is_no_failure(self, clock: Clock) -> None:
@@ -562,7 +563,7 @@ class TestBreaker:
         clock.s(30)
         instance.is_paused = True
         probe = bench.call()
-        bench.lane.close_breaker(clock())
+        bench.lane.breaker.close(clock())
         instance.is_paused = False
         bench.lane.woken()
         assert probe.state is CallState.SENT
@@ -730,9 +731,9 @@ class TestObservers:
         bench.lane.expire(clock.ms(200))
         assert bench.waiter.outcomes == [Outcome.AGENT_ERROR, Outcome.TIMEOUT]
         assert bench.lane.breaker.state is BreakerState.CLOSED
-        snapshot = bench.lane.snapshot(clock())
-        assert snapshot["observed"]["timeout"] == 1
-        assert snapshot["outcomes"]["timeout"] == 0
+        found = snapshot(bench.lane, clock())
+        assert found["observed"]["timeout"] == 1
+        assert found["outcomes"]["timeout"] == 0
         bench.assert_idle()
 
     def test_never_queued(self, clock: Clock) -> None:
@@ -845,7 +846,7 @@ class LaneInAnyOrder(RuleBasedStateMachine):
 
     @rule(is_open=st.booleans())
     def operator(self, is_open: bool) -> None:
-        (self.lane.force_open if is_open else self.lane.close_breaker)(self.clock())
+        (self.lane.force_open if is_open else self.lane.breaker.close)(self.clock())
 
     @rule(limit=st.integers(1, 5))
     def reload(self, limit: int) -> None:

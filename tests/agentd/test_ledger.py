@@ -1,5 +1,6 @@
 """What is counted of a lane's calls, and which of them the flight recorder shows."""
 
+from agentd.stats import snapshot
 from shared.decision import Outcome
 from shared.defaults import FLIGHT_RECORDER_CALLS
 from shared.metrics import DURATION_BOUNDS_NS
@@ -23,8 +24,8 @@ def test_flight_recorder_shows_the_last_calls(clock: Clock) -> None:
     clock.ms(4)
     instance.answer(ERROR)
     clock.ms(1)
-    snapshot = bench.lane.snapshot(clock())
-    newest, oldest = snapshot["last_calls"]
+    found = snapshot(bench.lane, clock())
+    newest, oldest = found["last_calls"]
     assert newest == {
         "ago_ms": 1.0,
         "call": "c2",
@@ -36,10 +37,10 @@ def test_flight_recorder_shows_the_last_calls(clock: Clock) -> None:
         "message": "oops: broken",
     }
     assert (oldest["outcome"], oldest["duration_ms"]) == ("decision", 3.0)
-    assert snapshot["outcomes"]["queue_full"] == 1
-    assert snapshot["duration_ms_total"] == 7.0
-    assert snapshot["queue_ms_total"] == 3.0
-    assert sum(snapshot["duration_buckets"]) == 2
+    assert found["outcomes"]["queue_full"] == 1
+    assert found["duration_ms_total"] == 7.0
+    assert found["queue_ms_total"] == 3.0
+    assert sum(found["duration_buckets"]) == 2
 
 
 def test_snapshot_shows_instances_and_limits(clock: Clock) -> None:
@@ -47,12 +48,12 @@ def test_snapshot_shows_instances_and_limits(clock: Clock) -> None:
     bench = LaneBench(clock, max_concurrent_calls=7)
     bench.instance("i9", limit=3)
     bench.call(exchange=1)
-    snapshot = bench.lane.snapshot(clock())
-    assert (snapshot["in_flight"], snapshot["queued"], snapshot["pinned"]) == (1, 0, 1)
-    assert snapshot["max_concurrent_calls"] == 7
-    assert snapshot["instances"][0]["name"] == "i9"
-    assert snapshot["instances"][0]["limit"] == 3
-    assert snapshot["breaker"]["state"] == "closed"
+    found = snapshot(bench.lane, clock())
+    assert (found["in_flight"], found["queued"], found["pinned"]) == (1, 0, 1)
+    assert found["max_concurrent_calls"] == 7
+    assert found["instances"][0]["name"] == "i9"
+    assert found["instances"][0]["limit"] == 3
+    assert found["breaker"]["state"] == "closed"
 
 
 def test_observers_are_counted_apart(clock: Clock) -> None:
@@ -88,6 +89,6 @@ def test_the_recorder_is_bounded(clock: Clock) -> None:
     for _ in range(FLIGHT_RECORDER_CALLS + 5):
         bench.call()
         instance.answer()
-    last_calls = bench.lane.snapshot(clock())["last_calls"]
+    last_calls = snapshot(bench.lane, clock())["last_calls"]
     assert len(last_calls) == FLIGHT_RECORDER_CALLS
     assert last_calls[0]["call"] == f"c{FLIGHT_RECORDER_CALLS + 5:x}"

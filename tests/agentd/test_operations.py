@@ -50,6 +50,9 @@ class Ingress:
     replies_dropped = 8
     memory_cuts = 9
 
+    def gate_counts(self) -> tuple[int, int]:
+        return 11, 12
+
     def local_connections(self) -> tuple[int, int, int]:
         return 1, 2, 3
 

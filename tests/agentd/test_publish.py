@@ -61,7 +61,7 @@ def test_a_breaker_that_moves_is_published_at_once(world: World, clock: Clock) -
     world.lanes["waf"].force_open(clock())
     assert world.view.generation > before
     assert world.view.agents()["waf"].breaker is BreakerState.FORCED_OPEN
-    world.lanes["waf"].close_breaker(clock())
+    world.lanes["waf"].breaker.close(clock())
     assert world.view.agents()["waf"].breaker is BreakerState.CLOSED
 
 
@@ -96,7 +96,7 @@ def test_what_was_forced_open_is_kept_for_the_next_start(world: World, clock: Cl
     world.publisher.keep()
     assert world.made().kept() == ("waf",)
     assert world.file.stat().st_mode & 0o077 == 0
-    world.lanes["waf"].close_breaker(clock())
+    world.lanes["waf"].breaker.close(clock())
     world.publisher.keep()
     assert world.made().kept() == ()
 

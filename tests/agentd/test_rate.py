@@ -58,3 +58,14 @@ def test_other_numbers_act_at_once_and_an_operators_stay_if_kept(clock: Clock) -
     lane.configure(configured, clock())
     bench.call()
     assert len(instance.sent) == 3
+
+
+def test_an_observer_that_is_not_asked_takes_no_token(clock: Clock) -> None:
+    bench = LaneBench(clock, rate_limit=AgentRateLimit(2, 0.001), max_concurrent_calls=1)
+    instance = bench.instance()
+    bench.call()
+    for _ in range(5):
+        assert bench.call(observer=True).outcome is Outcome.QUEUE_FULL
+    instance.answer()
+    assert bench.call().outcome is not Outcome.QUEUE_FULL
+    assert bench.lane.rate.admitted == 2

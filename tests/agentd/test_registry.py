@@ -231,6 +231,19 @@ class TestConfigure:
         assert made.uids == {65534, OWN}
         assert list(made.seats) == ["waf", "c"]
 
+    def test_the_secret_of_an_agent_that_goes_may_be_gone(self, tmp_path: Path) -> None:
+        """Workers of the old configuration still name it: it stays as it is, and no reload fails for it."""
+        file = tmp_path / "secret"
+        file.write_bytes(b"open sesame")
+        file.chmod(0o600)
+        settings = agent(secret_file=str(file))
+        lanes = lanes_of(settings)
+        made = Registry([settings], lanes, own_uid=OWN)
+        file.unlink()
+        lanes["waf"].is_configured = False
+        assert made.configure([settings], lanes) == []
+        assert made.seats["waf"].secret == b"open sesame"
+
     def test_an_unreadable_secret_changes_nothing(self, tmp_path: Path) -> None:
         made = registry(agent(), agent("b"))
         wanted = (agent(config={"x": 1}), agent("b", secret_file=str(tmp_path / "none")))

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentd.peers import MemoryGuard
+from agentd.stats import snapshot
 from agentd.transport.zmq_session import V2Session, _Remembered
 from shared import defaults as d
 from shared.clock import MS
@@ -23,6 +24,7 @@ from shared.pump import Pump
 from shared.wire.agent_messages import proof
 from shared.wire.envelope import CancelReason
 from shared.wire.session import State
+from tests.agentd.fakes import FakeInstance
 from tests.agentd.zmq_world import EVENT, RawAgent, World, agent, zmtp_dial, zmtp_frame
 from tests.support import Clock
 
@@ -247,6 +249,25 @@ class TestSecret:
             a.send(b"PROOF", proof(b"open sesame", nonce, "waf", "i1"))
             await a.expect(b"WELCOME")
 
+    async def test_gone_from_the_configuration_before_the_proof(self, secret: str) -> None:
+        """A reload between CHALLENGE and PROOF: nobody gets a seat that is no more."""
+        async with World(agent(secret_file=secret)) as world:
+            a, nonce = await self.challenged(world)
+            world.v2.forget(["waf"], world.clock())
+            a.send(b"PROOF", proof(b"open sesame", nonce, "waf", "i1"))
+            assert (await a.json(b"REFUSE"))["code"] == "unknown_agent"
+            assert world.lane.live_instances == 0
+
+    async def test_back_in_the_configuration_before_the_proof(self, secret: str) -> None:
+        """It sits where it is asked."""
+        async with World(agent(secret_file=secret)) as world:
+            a, nonce = await self.challenged(world)
+            world.v2.forget(["waf"], world.clock())
+            world.v2.configure(world.agents, world.lanes, world.clock())
+            a.send(b"PROOF", proof(b"open sesame", nonce, "waf", "i1"))
+            await a.expect(b"WELCOME")
+            assert set(world.seat.sessions) == {"i1"}
+
     async def test_wrong(self, secret: str) -> None:
         async with World(agent(secret_file=secret)) as world:
             a, nonce = await self.challenged(world)
@@ -389,7 +410,7 @@ class TestEvents:
             assert await a.json(b"CANCEL") == [[calls[0].call_id, "client_gone"], [calls[1].call_id, "decided"]]
             a.verdicts([calls[0].call_id, ALLOW], [calls[2].call_id, ALLOW])
             await world.asker.wait(1)
-            assert world.lane.snapshot(0)["late_verdicts"] == 1
+            assert snapshot(world.lane, 0)["late_verdicts"] == 1
             assert world.seat.garbage == 0
 
     async def test_timeout_sends_cancel_and_takes_no_answer(self) -> None:
@@ -402,7 +423,7 @@ class TestEvents:
             assert call.outcome is Outcome.TIMEOUT
             assert await a.json(b"CANCEL") == [[call.call_id, "timeout"]]
             a.verdicts([call.call_id, ALLOW])
-            await world.until(lambda: world.lane.snapshot(0)["late_verdicts"] == 1)
+            await world.until(lambda: snapshot(world.lane, 0)["late_verdicts"] == 1)
             assert world.asker.calls == [call]
             assert world.lane.live_instances == 1
 
@@ -478,7 +499,7 @@ class TestVerdicts:
             await a.events()
             a.verdicts([call.call_id, BLOCK], [call.call_id, ALLOW])
             a.verdicts([call.call_id, ALLOW])
-            await world.until(lambda: world.lane.snapshot(0)["late_verdicts"] == 2)
+            await world.until(lambda: snapshot(world.lane, 0)["late_verdicts"] == 2)
             assert verb_of(call) is Verb.BLOCK
             assert world.seat.garbage == 0
 
@@ -824,6 +845,36 @@ class TestReload:
             world.v2.configure([agent(allow_users=("nobody",))], world.lanes, 0)
             assert (await b.json(b"REFUSE"))["code"] == "not_allowed"
 
+    async def test_an_agent_that_is_dialled_from_now_on(self) -> None:
+        """Another protocol: it serves until somebody else can be asked."""
+        async with World() as world:
+            a = await world.ready()
+            other = agent(protocol="zmq-v1", endpoint="ipc:///nowhere")
+            world.lane.configure(other, world.clock())
+            for _ in range(2):
+                world.v2.configure([other], world.lanes, world.clock())
+            world.v2.on_time(world.clock() + 200 * MS)
+            call = world.ask()
+            ((call_id, _, _),) = await a.events()
+            a.verdicts([call_id, {"decision": "allow"}])
+            await world.asker.wait(1)
+            assert call.outcome is Outcome.DECISION
+            FakeInstance(world.lane, "other").up()
+            world.v2.on_time(world.clock() + 400 * MS)
+            await a.expect(b"DRAIN")
+            await a.expect(b"BYE")
+            assert [instance.name for instance in world.lane.pool.instances] == ["other"]
+
+    async def test_nobody_is_waited_for_for_ever(self) -> None:
+        async with World() as world:
+            a = await world.ready()
+            other = agent(protocol="zmq-v1", endpoint="ipc:///nowhere")
+            world.v2.configure([other], world.lanes, world.clock())
+            world.v2._reception.reconfigure_more(world.clock() + d.V1_HANDOVER_MS * MS - 10**9)
+            assert world.lane.live_instances == 1
+            world.v2._reception.reconfigure_more(world.clock() + d.V1_HANDOVER_MS * MS)
+            await a.expect(b"DRAIN")
+
     async def test_agent_that_is_gone_is_drained(self) -> None:
         async with World() as world:
             a = await world.ready()
@@ -940,7 +991,7 @@ class TestBadPeers:
             assert call.message == "its socket is full"
             assert session_of(world).seat.sends_refused["bytes"] == session_of(world).sends_refused >= 1
             world.lane.expire(clock.ms(100))
-            world.lane.close_breaker(clock.now)
+            world.lane.breaker.close(clock.now)
             assert world.ask(event=large).outcome is Outcome.QUEUE_FULL
             world.loop.add_reader(a.socket.fileno(), a.pump.drain)
             a.pump.drain()
@@ -1012,7 +1063,7 @@ class TestBadPeers:
             assert call.outcome is Outcome.QUEUE_FULL
             assert world.ask().outcome is Outcome.QUEUE_FULL
             monkeypatch.undo()
-            world.lane.close_breaker(clock.now)
+            world.lane.breaker.close(clock.now)
             world.v2.on_time(clock.ms(d.AGENT_LOOK_MS))
             world.ask()
             await a.events()

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.peers import MemoryGuard
+from agentd.stats import snapshot
+from agentd.transport.zmq_inbox import REPLY_FRAMES_MAX
 from agentd.transport.zmq_lockstep import BackOff, Link, V1Connection
 from agentd.transport.zmq_rep import V1Transport
 from shared import defaults as d
@@ -21,6 +23,7 @@ from shared.config.schema import Agent
 from shared.decision import Outcome, Verb
 from shared.events import EventKind
 from shared.wire.envelope import CancelReason
+from tests.agentd.fakes import FakeInstance
 from tests.agentd.zmq_world import EVENT, GREETING, RepAgent, World, agent, zmtp_frame
 from tests.support import Clock
 
@@ -240,7 +243,7 @@ class TestLockstep:
             await world.asker.wait(1)
             assert waiting.screened.decision.verb is Verb.ALLOW
             assert (world.connection.dials, world.lane.in_flight) == (1, 0)
-            assert world.lane.snapshot(0)["late_verdicts"] == 1
+            assert snapshot(world.lane, 0)["late_verdicts"] == 1
 
     async def test_cancelled_and_never_answered(self) -> None:
         """At its deadline the connection is given up, and with it the permit."""
@@ -508,6 +511,23 @@ class TestLeaving:
             await world.until(lambda: world.v1.on_time(world.clock()) or old.state is Link.CLOSED)
             assert world.lane.live_instances == 1
 
+    async def test_an_agent_that_is_to_dial_in_from_now_on(self) -> None:
+        """Another protocol: the old connections serve until it has dialled in."""
+        async with V1World() as world:
+            await world.up()
+            lane, changed = world.lane, agent("old")
+            lane.configure(changed, world.clock())
+            for _ in range(2):  # another reload meanwhile changes nothing
+                world.v1.configure([changed], world.lanes, world.clock() + 60_000 * MS)
+                world.v1.on_time(world.clock())
+            call = world.ask()
+            await world.asker.wait(1)
+            assert call.outcome is Outcome.DECISION
+            FakeInstance(lane).up()
+            world.v1.on_time(world.clock())
+            await world.until(lambda: world.states() == [Link.CLOSED])
+            assert lane.live_instances == 1
+
     async def test_the_old_connection_does_not_wait_for_ever(self) -> None:
         async with V1World() as world:
             await world.up()
@@ -524,6 +544,22 @@ class TestLeaving:
             (row,) = world.v1.snapshot()
             assert (row["agent"], row["instance"], row["state"], row["reason"]) == ("old", "connection-1", "ready", "")
             json.dumps(row)
+
+
+async def test_a_reply_of_many_frames() -> None:
+    """It is not taken off the socket: the connection is closed with it, and dialled anew."""
+    async with V1World(answers=[ALLOW]) as world:
+        await world.up()
+        world.answers = [[b""] * 100_000]
+        call = world.ask()
+        await world.asker.wait(1)
+        assert call.outcome is Outcome.DISCONNECTED
+        assert call.message == f"message of {REPLY_FRAMES_MAX} frames or more"
+        await world.until(lambda: world.v1.on_time(world.clock()) or world.lane.live_instances)
+        assert world.connection.dials == 2
+        again = world.ask()
+        await world.asker.wait(2)
+        assert again.outcome is Outcome.DECISION
 
 
 async def test_endless_reply() -> None:

@@ -20,7 +20,7 @@ def test_a_few_seconds_pass(tmp_path: Path) -> None:
     """Kills and reloads included; every kind of traffic is answered, all tables are empty afterwards."""
     samples = tmp_path / "samples.json"
     with Child(
-        [sys.executable, SOAK, "--minutes", "0.1", "--disturb", "1", "--json", str(samples)], tmp_path / "out"
+        [sys.executable, SOAK, "--minutes", "0.07", "--disturb", "0.8", "--json", str(samples)], tmp_path / "out"
     ) as soak:
         assert soak.ended(90) == 0, soak.output()
         text = soak.output()

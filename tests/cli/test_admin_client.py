@@ -134,3 +134,20 @@ def test_the_directory_comes_from_the_option_or_the_configuration(short_tmp_dir:
     assert found.config is not None
     with pytest.raises(ConfigError, match="--runtime-dir"):
         find("/nowhere.toml", None)
+
+
+def test_daemons_are_found_although_the_file_is_broken_now(
+    short_tmp_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They run the one from before. Its problems are said, and a directory that cannot be told is not guessed."""
+    config = short_tmp_dir / "w.toml"
+    config.write_text(f'runtime.dir = "{short_tmp_dir}/run"\nserver.wrokers = 2\n')
+    found = find(str(config), None)
+    assert (found.runtime.dir, found.config) == (f"{short_tmp_dir}/run", None)
+    said = capsys.readouterr().err
+    assert "did you mean `workers`?" in said
+    assert f"asking the daemons in {short_tmp_dir}/run" in said
+    for text in ("[runtime\n", "runtime.dir = 7\n", 'runtime.drr = "/x"\n', 'runtime.dir = "/a\\n"\n'):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match="--runtime-dir DIR, by default /run/wardgate"):
+            find(str(config), None)

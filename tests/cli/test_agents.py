@@ -1,7 +1,7 @@
 """`wardgate agents`: table, one agent at length, JSON, exit codes; against a real agentd."""
 
 import json
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,8 +100,10 @@ def test_an_unknown_agent_is_refused_and_a_missing_agentd_unreachable(agentd: Ag
     agentd.start()
     result = agents(agentd, "vaf", "--json")
     assert result.exit_code == 1
-    assert result.stderr == "wardgate: there is no agent 'vaf'\n"
-    assert json.loads(result.stdout) == {"error": {"code": "refused", "message": "there is no agent 'vaf'"}}
+    assert result.stderr == "wardgate: there is no agent 'vaf'; there are: waf, tracer\n"
+    assert json.loads(result.stdout) == {
+        "error": {"code": "refused", "message": "there is no agent 'vaf'; there are: waf, tracer"}
+    }
 
 
 def test_no_agents_is_said(short_tmp_dir: Path) -> None:
@@ -120,14 +122,12 @@ def test_a_terminal_gets_the_columns_that_it_has_room_for(
 
     row = ("policy-agent", "zmq-v2", "half_open", "20/64", "1000/1000", "200/200", "31.9M/32M", "12345", "1234567",
            "1234", "12", "2.5 ms", "100 ms")  # fmt: skip
-    shown: list[list[str]] = []
-    monkeypatch.setattr(module, "show_table", lambda headers, rows: shown.append([*headers]) or rows)
-    monkeypatch.setattr(module.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
-    monkeypatch.setattr(module.sys.stdout, "isatty", lambda: True, raising=False)
-    module._show_fitting(module.HEADERS, [row], module.SPARED)
-    widths = {header: max(len(header), len(cell)) + 3 for header, cell in zip(module.HEADERS, row, strict=True)}
-    (headers,) = shown
-    assert sum(widths[name] for name in headers) <= columns
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    module.show_table(module.HEADERS, [row], module.SPARED)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= columns
+    (headers,) = (line.split() for line in lines if "AGENT" in line)
     assert set(headers) >= {"AGENT", "BREAKER", "CALLS", "QUEUED", "DECIDED", "FAILED"}
     assert (len(headers) == len(module.HEADERS)) is (columns == 200)
 
@@ -147,3 +147,11 @@ def test_subcommands_and_names_do_not_get_into_each_others_way(monkeypatch: pyte
         assert asked.pop()
     text = runner.invoke(main, ["agents", "--help"]).stdout
     assert all(part in text for part in ("[NAME]", "--runtime-dir", "Something else."))
+
+
+@pytest.mark.parametrize("name", ["waf/", "/", "/i1"])
+def test_a_drain_of_half_a_name_is_a_mistake(name: str, short_tmp_dir: Path) -> None:
+    """`waf/$INSTANCE --force` with an empty variable must not drain every instance; nobody is asked."""
+    result = CliRunner().invoke(main, ["agents", "drain", name, "--force", "--runtime-dir", str(short_tmp_dir)])
+    assert result.exit_code == 2
+    assert "expected NAME or NAME/INSTANCE" in result.stderr

@@ -5,12 +5,14 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from proxy.cli.admin_client import AdminClient
 from shared.clock import now_ns
 from shared.segment import AgentdView, BreakerState
 from shared.wire.admin import DEADLINE
@@ -119,9 +121,10 @@ def test_json_is_printed_whatever_comes_of_it(agentd: Agentd) -> None:
     assert json.loads(result.stdout)["error"]["code"] == "refused"
 
 
-def test_a_change_that_was_given_up_is_not_made_later(agentd: Agentd) -> None:
+def test_a_change_that_was_given_up_is_not_made_later(agentd: Agentd, monkeypatch: pytest.MonkeyPatch) -> None:
     """agentd is stopped, the command ends with 3, agentd goes on: the breaker is as it was, whoever still waits."""
     agentd.start()
+    monkeypatch.setattr("proxy.cli.breaker.AdminClient", partial(AdminClient, timeout_s=0.2))
     agentd.child.signal(signal.SIGSTOP)
     wait_until(lambda: process_state(agentd.child.pid) == "T")
     past = f"POST /api/breakers/waf/open HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{DEADLINE}: {now_ns()}\r\n\r\n"
@@ -130,6 +133,7 @@ def test_a_change_that_was_given_up_is_not_made_later(agentd: Agentd) -> None:
         patient.connect(str(agentd.runtime / "admin.sock"))
         patient.sendall(past.encode())
         assert breaker(agentd, "open", "waf").exit_code == 3
+        monkeypatch.undo()
         agentd.child.signal(signal.SIGCONT)
         assert patient.recv(4096).startswith(b"HTTP/1.1 408 ")
     agentd.child.wait_for("admin change refused", 5)

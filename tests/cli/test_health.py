@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main, table
+from proxy.cli.admin_client import AdminClient
 from shared.clock import now_ns
 from shared.metrics import U_LAST_OK_NS
 from shared.segment import READY, ProxyWriter
@@ -32,6 +34,7 @@ protocol = "zmq-v2"
 """
 OPEN = UPSTREAM + '[[routes]]\nname = "all"\nupstream = "app"\n'
 GUARDED = UPSTREAM + AGENT + '[[routes]]\nname = "all"\nupstream = "app"\nfilters = [{ agent = "waf" }]\n'
+IMPATIENT = partial(AdminClient, timeout_s=0.2)  # where the time itself is not what is tested
 
 
 @pytest.fixture
@@ -115,7 +118,9 @@ def test_an_agentd_that_never_started_is_exit_code_3(agentd: Agentd) -> None:
     assert "nobody listens on" in document["not_asked"][0]
 
 
-def test_a_hung_agentd_is_told_from_a_dead_one(agentd: Agentd, proxy: Callable[[], None]) -> None:
+def test_a_hung_agentd_is_told_from_a_dead_one(
+    agentd: Agentd, proxy: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGSTOP: it does not answer within two seconds; what the segments say is shown, what it alone knows is not."""
     agentd.write(GUARDED)
     agentd.start()
@@ -130,8 +135,10 @@ def test_a_hung_agentd_is_told_from_a_dead_one(agentd: Agentd, proxy: Callable[[
     assert "last word" in components["memory"]["message"]
     (text,) = document["not_asked"]
     assert text.startswith("audit: agentd did not answer within 2 s")
+    monkeypatch.setattr("proxy.cli.health.AdminClient", IMPATIENT)
     lines = health(agentd).stdout.splitlines()
     assert lines[-1].startswith("not asked: audit")
+    monkeypatch.undo()
     agentd.child.signal(signal.SIGCONT)
     assert wait_until(lambda: health(agentd).exit_code == 1)
 
@@ -166,8 +173,9 @@ def test_without_a_configuration_the_directory_is_enough(agentd: Agentd, proxy: 
     assert "upstream:app" in names
 
 
-def test_something_else_behind_the_socket_is_unreachable(agentd: Agentd) -> None:
-    """It takes the connection and closes it."""
+def test_something_else_behind_the_socket_is_unreachable(agentd: Agentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and says nothing."""
+    monkeypatch.setattr("proxy.cli.health.AdminClient", IMPATIENT)
     agentd.runtime.mkdir()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(agentd.runtime / "admin.sock"))
@@ -175,7 +183,7 @@ def test_something_else_behind_the_socket_is_unreachable(agentd: Agentd) -> None
         other.listen()
         result = health(agentd)
         assert result.exit_code == 3
-        assert "did not answer within 2 s" in result.stdout
+        assert "did not answer within 0.2 s" in result.stdout
 
 
 def test_wrong_options_are_exit_code_2(agentd: Agentd) -> None:

@@ -1,9 +1,13 @@
 """proxy/cli/terminal.py: how lines of many processes look in one terminal."""
 
 import io
+import re
+from typing import Any
 
 import pytest
 
+from proxy.cli import breaker, health, limits
+from proxy.cli.table import show_table
 from proxy.cli.terminal import Terminal, clean, has_colour
 
 
@@ -66,3 +70,27 @@ def test_a_reader_that_left_is_noticed_once() -> None:
     terminal.say("b")
     assert terminal.is_gone
     assert Gone.writes == 1
+
+
+@pytest.mark.parametrize(
+    ("view", "row"),
+    [
+        (breaker, ("payments-waf", "forced_open", "12345", "in 30.0 s", "123", "5", "60 s", "30 s", "2", "1")),
+        (
+            limits,
+            ("server:max_connections_per_client", "-", "20", "-", "3", "123456", "1234", "0", "until reload"),
+        ),
+        (health, ("degraded", "upstream:payments", "not reached for 12.3 s", "1.18 ms", "2026-11-20T10:00:00.123Z")),
+    ],
+)
+def test_views_are_readable_in_80_columns(
+    view: Any, row: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns that matter less are left out; nothing is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    show_table(view.HEADERS, [row], view.SPARED)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "\u2026" not in out
+    assert len([line for line in out.splitlines() if line.strip()]) == 3, out
+    assert all(cell in out for name, cell in zip(view.HEADERS, row, strict=True) if name not in view.SPARED)

@@ -38,6 +38,8 @@ class Switch:
         self.free.set()
         self.agent = V2Agent(system.agents_endpoint, name, ["request_headers"], self.decide, secret=secret_of(name))
         assert self.agent.ready.wait(10)
+        admin = AdminClient(Runtime(str(system.runtime)))  # it has said that it is ready; agentd has to have read it
+        wait_until(lambda: any(row.name == name and row.instances for row in admin.agents().agents), 10)
 
     def decide(self, event: object) -> Verdict | None:
         self.free.wait(10)

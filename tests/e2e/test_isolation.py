@@ -38,7 +38,7 @@ B_MEDIAN_S = 0.1  # a few ms on an idle machine; far below A's timeout in any ca
 
 
 class World:
-    """/a asks agent a (its breaker out of reach), /broken asks c (breaker on), /b asks b."""
+    """/a asks agent a, /old a zmq-v1 agent (their breakers out of reach), /broken c (breaker on), /b b."""
 
     def __init__(self, tmp: Path) -> None:
         self.upstream = Upstream()
@@ -52,9 +52,17 @@ class World:
             }
             for name in "abc"
         ]  # fmt: skip
+        self.old_socket = tmp / "old.sock"
+        agents.append(
+            {
+                "name": "old", "protocol": "zmq-v1", "endpoint": f"ipc://{self.old_socket}", "connections": 4,
+                "events": EVENTS, "timeout_ms": TIMEOUT_MS, "max_queue": 0,
+                "circuit_breaker": {"failure_threshold": 1_000_000},
+            }
+        )  # fmt: skip
         routes = [
             {"name": name, "upstream": "up", "match": {"path_prefix": f"/{name}"}, "filters": [{"agent": agent}]}
-            for name, agent in (("a", "a"), ("b", "b"), ("broken", "c"))
+            for name, agent in (("a", "a"), ("b", "b"), ("broken", "c"), ("old", "old"))
         ]
         server = {"workers": 2, "max_header_bytes": 262_144}
         config = proxy_config(self.upstream.address, server=server, routes=routes, agents=agents)
@@ -131,6 +139,7 @@ CASES = [
     ("oversized", {503, 504}, "disconnected", 80),
     ("endless", {503, 504}, "disconnected", 250),
     ("crumbs", {503, 504}, "disconnected", 250),
+    ("grains", {503, 504}, "garbage", 150),
     ("garbage", {503, 504}, "refused malformed", 40),
     ("heavy", {503, 504}, "garbage", 200),
     ("stranger", {503, 504}, "garbage", 40),
@@ -186,6 +195,45 @@ def test_a_fast_route_beside(world: World, mode: str, statuses: set[int], counte
         wait_until(lambda: world.count("agent_instances", agent="a") == 1, 10)
         answers = asyncio.run(world.asker("/a").ask(range(20), 2))
         assert (answers.wrong, answers.gone) == ([], 0)
+
+
+# What a zmq-v1 agent does, how its calls end then, and how much agentd may grow meanwhile, MiB.
+OLD_CASES = [
+    ("mute", "timeout", 40),
+    ("garbage", "malformed", 40),
+    ("unasked", "disconnected", 40),
+    ("endless", "disconnected", 250),
+    ("grains", "disconnected", 150),
+    ("drop", "disconnected", 40),
+]
+
+
+@pytest.mark.parametrize(("mode", "counted", "may_grow_mib"), OLD_CASES, ids=[case[0] for case in OLD_CASES])
+def test_a_fast_route_beside_a_v1_agent(world: World, mode: str, counted: str, may_grow_mib: int) -> None:
+    before = world.count("agent_calls_total", agent="old", outcome=counted)
+    memory = Memory(world.agentd_pid)
+    script = str(ROOT / "tests" / "e2e" / "hostile_v1.py")
+    with Child(python(script, mode, str(world.old_socket)), world.system.tmp / f"v1-{mode}.log") as child:
+        child.wait_for("listening")
+        wait_until(lambda: world.count("agent_instances", agent="old"), 10)
+
+        def median_s() -> float:
+            a, b = world.both("/old", a_pause_s=0.05)
+            world.b_is_well(b)
+            # Never allowed: `unasked` answers in time, and refuses.
+            assert set(a.statuses) <= {503, 504, *([WRONG] if mode == "unasked" else [])}
+            return b.median_s
+
+        again_once(median_s, B_MEDIAN_S)
+        for _ in range(20):
+            if world.count("agent_calls_total", agent="old", outcome=counted) > before:
+                break
+            median_s()
+        grown_mib = memory.grown_mib()
+    assert world.count("agent_calls_total", agent="old", outcome=counted) > before
+    assert grown_mib < may_grow_mib
+    wait_until(lambda: not world.count("agent_instances", agent="old"), 10)
+    assert world.count("agent_instances", agent="b") == 1
 
 
 def test_breaker_on(world: World) -> None:

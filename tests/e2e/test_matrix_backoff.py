@@ -33,7 +33,7 @@ from wardgate_agent.session import Session
 
 DAY_S = 86_400
 CAP_S = 1.0
-AWAY_S = 8.0  # an uncapped wait of 50 ms, doubled, would be at 6.4 s by then
+AWAY_S = 4.0  # an uncapped wait of 50 or 100 ms, doubled, would try again at 6.3 s, too late for BACK_S
 BACK_S = 2.0
 
 
@@ -121,7 +121,7 @@ def test_libzmq_keeps_to_the_cap() -> None:
             poller.register(monitors[-1], zmq.POLLIN)
             socket.connect(f"ipc:///tmp/wg-nobody-{os.getpid()}")
         waits: dict[int, list[int]] = {id(monitor): [] for monitor in monitors}
-        end = time.monotonic() + 4.5
+        end = time.monotonic() + 3.3  # the fifth wait, of a second, has begun by then
         while (left := end - time.monotonic()) > 0:
             for monitor, _ in poller.poll(int(left * 1000)):
                 waits[id(monitor)].append(recv_monitor_message(monitor)["value"])
@@ -140,7 +140,7 @@ def test_libzmq_keeps_to_the_cap() -> None:
 
 
 def test_everybody_is_back_after_long_seconds_away() -> None:
-    """agentd and a v1 agent away for eight seconds, a worker killed whenever it comes up: all are back within two."""
+    """agentd and a v1 agent away for seconds, a worker killed whenever it comes up: all are back within two."""
     stage = Stage(is_v1=True)
     traffic = None
     try:
@@ -165,7 +165,7 @@ def test_everybody_is_back_after_long_seconds_away() -> None:
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
             time.sleep(0.02)
-        assert killed >= 8, "forked again and again, at least once a second"
+        assert killed >= AWAY_S, "forked again and again, at least once a second"
         began = time.monotonic()
         stage.start("agentd", "a")
         back = time.monotonic()

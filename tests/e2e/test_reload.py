@@ -221,6 +221,7 @@ def test_an_agent_that_is_removed_serves_the_old_workers_to_the_end(world: World
         for name in ("a", "old"):
             del world.rows[name]
         world.write()
+        (world.tmp / "a.secret").unlink()  # whoever removes an agent removes that as well
         assert world.system.agentd is not None
         world.system.agentd.signal(signal.SIGHUP)
         wait_until(lambda: world.client.reloads().agentd.applied == 1)

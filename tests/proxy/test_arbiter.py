@@ -157,11 +157,11 @@ def test_a_stream_is_finished_while_new_connections_are_refused(front: Front) ->
     front.write(graceful_s=20)
     with front.serving() as child, Client(front.address) as client:
         address = front.address
-        client.send("/stream?n=5")
+        client.send("/stream?n=3")
         client.until(b"line 1\n")
         child.signal(signal.SIGTERM)
         wait_until(lambda: is_refused(address))
-        client.until(b"line 5\n")
+        client.until(b"line 3\n")
         client.until(b"\r\n0\r\n\r\n")
         assert child.ended() == 0
         assert "by force" not in child.output()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import zmq
 from proxy.dispatch import Dispatch, PlanView
 from shared.clock import MS
 from shared.decision import ALLOW, Decision, Outcome, Verb, block
-from shared.defaults import AUDIT_WORKER_QUEUE, HOP_GRACE_MS, HOP_PENDING_MAX
+from shared.defaults import AUDIT_WORKER_QUEUE, HOP_GRACE_MS, HOP_MAX_MESSAGE_BYTES, HOP_PENDING_MAX
 from shared.events import EventKind
-from shared.metrics import W_DECISIONS_LOCAL, W_EVENTS_SKIPPED, W_HOP_MALFORMED, W_LATE_DECISIONS
+from shared.metrics import W_AUDIT_DROPPED, W_DECISIONS_LOCAL, W_EVENTS_SKIPPED, W_HOP_MALFORMED, W_LATE_DECISIONS
 from shared.plan import Ask, Plan
 from shared.wire.envelope import (
     UNKNOWN_RECORD,
@@ -71,7 +72,8 @@ class Segment:
 class Waiting:
     """Who waits for a decision."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange_id: int = 7) -> None:
+        self.exchange_id = exchange_id
         self.decisions: list[Decision] = []
 
     def decided(self, decision: Decision) -> None:
@@ -99,6 +101,7 @@ class Hop:
     def bind(self) -> None:
         self.router = self.context.socket(zmq.ROUTER)
         self.router.linger = 0
+        self.router.maxmsgsize = HOP_MAX_MESSAGE_BYTES  # as agentd's
         self.router.bind(self.endpoint)
 
     def view(self, number: int) -> PlanView:
@@ -133,8 +136,8 @@ class Hop:
         self.router.close(0)
         self.router = None
 
-    def ask(self, number: int, exchange: int = 7) -> "tuple[Waiting, int | Decision]":
-        waiting = Waiting()
+    def ask(self, number: int, exchange: int = 7, event: bytes = b'{"e":1}') -> "tuple[Waiting, int | Decision]":
+        waiting = Waiting(exchange)
         now = self.clock()
         view = self.view(number)
         self.dispatch.sweep(now)  # takes up what the segment says by now
@@ -142,7 +145,7 @@ class Hop:
         assert view.may_decide_now or local is None
         if local is not None:
             return waiting, local
-        return waiting, self.dispatch.send(waiting, view, exchange, b'{"e":1}', now)
+        return waiting, self.dispatch.send(waiting, view, exchange, event, now)
 
     def close(self) -> None:
         self.dispatch.close()
@@ -248,6 +251,47 @@ async def test_stale_heartbeat_is_death(hop: Hop) -> None:
     hop.segment.alive = True
     hop.dispatch.sweep(hop.clock())
     assert isinstance(hop.ask(0)[1], int)
+
+
+async def test_what_a_frozen_agentd_was_asked_is_taken_back(hop: Hop) -> None:
+    """It still has the events: when it goes on it must not wait for agents whose answers nobody wants."""
+    await hop.up()
+    for exchange in (11, 12):
+        hop.ask(0, exchange)
+    await hop.got(RecordType.EVENT, 2)
+    hop.segment.alive = False
+    hop.dispatch.sweep(hop.clock())
+    rests = await hop.got(RecordType.CANCEL, 2)
+    assert [unpack_cancel(memoryview(rest)) for rest in rests] == [(n, CancelReason.TIMEOUT) for n in (11, 12)]
+
+
+async def test_nothing_is_taken_back_from_a_dead_agentd(hop: Hop) -> None:
+    """Its successor was never asked."""
+    await hop.up()
+    waiting, _ = hop.ask(0)
+    await hop.got(RecordType.EVENT)
+    hop.kill()
+    await until(lambda: waiting.decisions)
+    hop.bind()
+    hop.records.clear()
+    await hop.up()
+    hop.dispatch.end(1)
+    await hop.got(RecordType.END)
+    assert [kind for kind, _ in hop.records if kind != RecordType.REGISTER] == [RecordType.END]
+
+
+async def test_what_one_turn_brings_may_be_more_than_one_message_may_be(hop: Hop) -> None:
+    """agentd's socket would cut the connection, and all that is pending would fail: many clients could see to it."""
+    await hop.up()
+    count = HOP_MAX_MESSAGE_BYTES // 65_536 + 10
+    asked = [hop.ask(0, number, b"%05d" % number + bytes(65_536)) for number in range(count)]
+    hop.dispatch.end(99)
+    events = [unpack_event(memoryview(rest)) for rest in await hop.got(RecordType.EVENT, count)]
+    assert [bytes(event.event[:5]) for event in events] == [b"%05d" % number for number in range(count)]
+    await hop.got(RecordType.END)
+    assert hop.dispatch.is_up
+    assert not any(waiting.decisions for waiting, _ in asked)
+    assert [len(kinds) for kinds in hop.messages[-2:]] == [255, count + 1 - 255]
 
 
 async def test_before_agentd_was_ever_there(short_tmp_dir: Path, clock: Clock) -> None:
@@ -365,6 +409,18 @@ async def test_audit_waits_bounded_for_agentd(short_tmp_dir: Path, clock: Clock)
     got = await hop.got(RecordType.AUDIT, AUDIT_WORKER_QUEUE)
     assert (got[0], got[-1]) == (b"6", b"last")
     hop.close()
+
+
+async def test_audit_that_a_full_socket_does_not_take_is_counted(hop: Hop) -> None:
+    """agentd reads nothing, and the high-water mark is reached: gone, but not in silence."""
+    await hop.up()
+    pump: Any = hop.dispatch._pump
+    full: Any = SimpleNamespace(send=lambda frames: False)
+    hop.dispatch._pump = full
+    hop.dispatch.audit(b"1")
+    hop.dispatch.audit(b"2")
+    await until(lambda: hop.cells[W_AUDIT_DROPPED] == 2)
+    hop.dispatch._pump = pump
 
 
 def test_frozen_names() -> None:

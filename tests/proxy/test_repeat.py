@@ -147,6 +147,15 @@ def test_a_body_or_an_expectation_is_not_learnt() -> None:
         assert learnt(b"POST / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n") is None
 
 
+def test_an_upgrade_that_was_taken_out_is_not_learnt() -> None:
+    """`Upgrade: h2c` goes the long way each time: the head is not what the lines say."""
+    data = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    head = normalise(b"GET", b"/", "1.1", [(b"Host", b"a"), (b"Connection", b"")], True, 0)
+    assert not is_repeatable(data, block_of(data), head)
+    head.fields.append((b"Upgrade", b"h2c"))
+    assert is_repeatable(data, block_of(data), head)
+
+
 _pieces = st.sampled_from(
     [
         b"GET",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.metrics import W_ACCEPT_PAUSES
+from shared.metrics import W_ACCEPT_PAUSES, W_IN_FLIGHT
 from shared.segment import WorkerState
 from tests.proxy.front import Client, Front, upstream
 from tests.support import Child, free_port, is_running, wait_until
@@ -64,6 +64,12 @@ def stepping():
     return f() + 3600 * calls[0] * (-1) ** calls[0]
 time.time = stepping
 """
+FAILING_RELAY = """
+from proxy.driver import Driver
+def relay_whole(self, body):
+    raise RuntimeError("a bug of ours")
+Driver.relay_whole = relay_whole
+"""
 FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d))"
 
 
@@ -83,6 +89,15 @@ def kill_one(front: Front) -> None:
     old = front.ready_pids()
     os.kill(min(old), signal.SIGKILL)
     wait_until(lambda: len(front.ready_pids() - {min(old)}) == len(old), 10)
+
+
+def test_a_response_that_fails_us_leaves_nobody_waiting(front: Front) -> None:
+    """Whatever it is: the client is cut, not left to wait for what never comes."""
+    with front.serving(code=FAILING_RELAY) as child, Client(front.address) as client:
+        client.send("/json")
+        assert client.is_closed()
+        child.wait_for("a bug of ours", 5)
+        wait_until(lambda: front.count(W_IN_FLIGHT) == 0)
 
 
 # --- workers that hang ------------------------------------------------------------------------------
@@ -198,13 +213,13 @@ def test_a_stream_outlives_the_arbiter_while_a_new_one_serves(front: Front) -> N
         first = stack.enter_context(front.serving())
         (old,) = front.ready_pids()
         stream = stack.enter_context(Client(front.address))
-        stream.send("/stream?n=6")
+        stream.send("/stream?n=4")
         stream.until(b"line 1\n")
         os.kill(first.pid, signal.SIGKILL)
         wait_until(lambda: "the arbiter is gone" in first.output())
         second = stack.enter_context(front.serving())
         serves(front)
-        stream.until(b"line 6\n")
+        stream.until(b"line 4\n")
         wait_until(lambda: not is_running(old))
         assert second.stop() == 0
 

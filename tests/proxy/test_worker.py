@@ -79,12 +79,12 @@ def test_a_drain_may_take_longer_than_the_worker_timeout(front: Front) -> None:
     """The heartbeat goes on while a stream ends; stock uvicorn's stops and the arbiter kills the worker."""
     front.write(workers=1, graceful_s=20, timeout_s=2)
     with front.serving() as child, Client(front.address) as client:
-        client.send("/stream?n=9")
+        client.send("/stream?n=7")
         client.until(b"line 1\n")
         (old,) = front.ready_pids()
         os.kill(old, signal.SIGTERM)
         front.wait_ready(1, {old})
-        client.until(b"line 9\n")
+        client.until(b"line 7\n")
         wait_until(lambda: not is_running(old), 5)
         assert "died" not in child.output()
         assert child.stop() == 0

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from proxy import dispatch
+from proxy.upstream import reader
 from shared import bounds
 from shared import defaults as d
 from shared import metrics as m
@@ -53,6 +54,8 @@ def test_numbers_that_stand_elsewhere() -> None:
     """The caches of a worker, the SDK's own."""
     sizes = {row.what: row.size for row in bounds.rows()}
     assert sizes["decisions remembered by their bytes"] == dispatch._DECISIONS_CACHED
+    assert sizes["response heads remembered by their bytes"] == reader._HEADS_MAX
+    assert reader._HEAD_KEPT_MAX_BYTES == 1_024
     assert dispatch._CACHED_BYTES == d.VERDICT_CACHE_BYTES == 512
     assert sizes["async hooks that run or wait"] == 2 * runner.Options(connect="ipc:///x").max_concurrency
     assert sizes["messages in the socket, each way"] == sdk.HWM_MESSAGES

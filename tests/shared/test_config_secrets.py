@@ -1,5 +1,7 @@
 """shared/config/secrets.py: systemd credentials, and the bytes of a secret."""
 
+from pathlib import Path
+
 import pytest
 
 from shared import defaults as d
@@ -18,6 +20,16 @@ def test_a_bare_name_is_a_credential_and_a_path_is_a_path(tmp_path):
     assert locate("token", {"CREDENTIALS_DIRECTORY": ""}) == "token"
     assert locate("/etc/token", environ) == "/etc/token"
     assert locate("", environ) == ""
+
+
+def test_a_directory_that_cannot_be_entered_is_a_config_error_that_names_it(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refused)  # root may enter every directory
+    (tmp_path / "w.toml").write_text('[admin]\ntoken_file = "token"\n')
+    with pytest.raises(ConfigError, match=r'CREDENTIALS_DIRECTORY: "/run/theirs" .* "token": Permission denied'):
+        load(str(tmp_path / "w.toml"), {"CREDENTIALS_DIRECTORY": "/run/theirs"})
 
 
 def test_every_file_key_is_resolved(tmp_path):

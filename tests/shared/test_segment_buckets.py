@@ -343,6 +343,22 @@ def test_changes_act_at_once_and_end_with_a_reload(writer: ProxyWriter) -> None:
         table.change("r/rate", ONE, None, False)
 
 
+def test_a_reload_that_is_taken_back_leaves_what_was_set(writer: ProxyWriter) -> None:
+    """The new configuration was in the table for a moment; its workers could not start."""
+    with open_for_change(writer.path) as table:
+        table.change("r/rate", 2 * ONE, 5, False)
+        table.change("r/max_concurrent", 7, None, True)
+    before = writer.limits()
+    other = LimitSpec("r/rate", "global", 4 * ONE, 1)
+    writer.reconfigure("new", ["r"], ["u"], [other, LimitSpec("r/more", "global", ONE, 1)])
+    writer.reconfigure("old", ["r"], ["u"], [RATE, USES])
+    writer.put_back(before)
+    now = {row.name: (row.capacity, row.refill, row.is_overridden, row.is_kept) for row in writer.limits()}
+    assert now["r/rate"] == (2 * ONE, 5, True, False)
+    assert now["r/max_concurrent"] == (7, 0, True, True)
+    assert not writer.limits()[2].is_in_use
+
+
 def test_a_torn_row_keeps_what_was_known(writer: ProxyWriter) -> None:
     """A writer that was killed inside: workers go by what they read before, the next write heals it."""
     one = limit(writer)
@@ -356,6 +372,16 @@ def test_a_torn_row_keeps_what_was_known(writer: ProxyWriter) -> None:
     writer.reconfigure("d2", ["r"], ["u"], [RATE, USES])
     one._all.refresh()
     assert one.take(b"k", NOW)[0]
+
+
+def test_a_worker_starts_with_a_torn_row(writer: ProxyWriter) -> None:
+    """It has read nothing before; without its limits it could not start, nor could any after it."""
+    view = ProxyView(writer.path)
+    assert view.attach()
+    cells = claimed(writer, 0)._whole
+    cells[LIMITS.at + [row.name for row in view.limits()].index("r/rate") * LIMITS.row_cells] |= 1
+    view.close()
+    assert limit(writer, slot=1).take(b"k", NOW) == (True, 9 * ONE)
 
 
 def test_limits_that_come_with_a_reload(short_tmp_dir: Path) -> None:

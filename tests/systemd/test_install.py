@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,22 @@ def install(destdir: Path, **variables: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Two whole installations, made at the same time: as it comes, and with another PREFIX."""
+    plain, moved = tmp_path_factory.mktemp("staged"), tmp_path_factory.mktemp("moved")
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(install, plain), pool.submit(install, moved, PREFIX="/srv/wg", RELEASE="r1")
+    for result in (one.result() for one in made):
+        assert result.returncode == 0, result.stderr
+    yield plain, moved
+    shutil.rmtree(plain)
+    shutil.rmtree(moved)
+
+
+@pytest.fixture(scope="module")
+def staged(both: tuple[Path, Path]) -> Path:
     """A whole installation below a staging directory."""
-    destdir = tmp_path_factory.mktemp("staged")
-    result = install(destdir)
-    assert result.returncode == 0, result.stderr
-    yield destdir
-    shutil.rmtree(destdir)
+    return both[0]
 
 
 def current(staged: Path) -> Path:
@@ -74,8 +84,12 @@ def test_the_layout(staged: Path) -> None:
         there = staged / "etc/wardgate" / name
         assert there.read_bytes() == (ROOT / "config" / name).read_bytes()
         assert stat.S_IMODE(there.stat().st_mode) == 0o640, "closed to others before tmpfiles.d has run"
-    for name in ("operating.md", "prometheus/alerts.yml", "examples/waf", "config/wardgate.toml"):
-        assert (current(staged) / "share" / name).is_file(), name
+    share = current(staged) / "share"
+    for name in ("operating.md", "prometheus/alerts.yml", "examples/waf", "config/wardgate.toml", "LICENSE"):
+        assert (share / name).is_file(), name
+    for target in re.findall(r"\]\((\w[\w/.-]*)[^)]*\)", (share / "operating.md").read_text()):
+        assert (share / target).is_file(), "a page that operating.md sends the operator to"
+    assert not list(current(staged).rglob("CACHEDIR.TAG")), "it would keep the release out of backups"
 
 
 def test_nothing_names_the_staging_directory_or_the_source(staged: Path) -> None:
@@ -180,17 +194,14 @@ def test_a_second_release_stands_beside_the_first(staged: Path) -> None:
         config.write_bytes((ROOT / "config/wardgate.toml").read_bytes())
 
 
-def test_another_prefix_is_in_the_units(tmp_path: Path) -> None:
+def test_another_prefix_is_in_the_units(both: tuple[Path, Path]) -> None:
     """PREFIX= moves the release, and what the units start with it."""
-    result = install(tmp_path, PREFIX="/srv/wg", RELEASE="r1")
-    assert result.returncode == 0, result.stderr
-    unit = (tmp_path / "usr/lib/systemd/system/wardgate-proxy.service").read_text()
+    _, moved = both
+    unit = (moved / "usr/lib/systemd/system/wardgate-proxy.service").read_text()
     assert "ExecStart=/srv/wg/current/bin/wardgate proxy" in unit
     assert "/opt/wardgate" not in unit
-    assert os.readlink(tmp_path / "srv/wg/current") == "releases/r1"
-    assert (
-        (tmp_path / "srv/wg/releases/r1/share/examples/waf").read_text().startswith("#!/srv/wg/current/bin/python -P\n")
-    )
+    assert os.readlink(moved / "srv/wg/current") == "releases/r1"
+    assert (moved / "srv/wg/releases/r1/share/examples/waf").read_text().startswith("#!/srv/wg/current/bin/python -P\n")
 
 
 def test_the_installed_versions_are_those_that_were_tested() -> None:

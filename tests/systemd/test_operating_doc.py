@@ -151,7 +151,9 @@ def test_every_rule_is_about_metrics_that_exist(alert: str, expression: str) -> 
                 assert value in {"starting", "ready", "draining", "stale"}
             if label == "code":
                 assert re.fullmatch(r"[1-5]xx", value)
-    named = re.findall(r"\bwardgate_\w+", re.sub(r'"[^"]*"', "", expression))
+    bare = re.sub(r'"[^"]*"', "", expression)
+    assert all(bare.count(left) == bare.count(right) for left, right in ("()", "[]", "{}")), alert
+    named = re.findall(r"\bwardgate_\w+", bare)
     assert set(named) <= set(series), alert
     assert named or expression.startswith("up{")
     for group in re.findall(r"sum by \(([^)]*)\)", expression):
