@@ -54,6 +54,7 @@ from shared.defaults import (
 )
 from shared.errors import WardgateError
 from shared.notify import Notify
+from shared.pump import Turn
 from shared.runtime import Runtime
 from shared.segment import AgentdWriter, BreakerState, ProxyView
 from shared.wire import audit
@@ -158,9 +159,10 @@ class Daemon:
         for context in (for_workers, for_agents):
             stack.callback(context.destroy, 0)
         guard, moved, agents = MemoryGuard(), self._lanes_moved, config.agents
+        turn = Turn(self._loop)
         self._v2 = V2Transport(
             for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved,
-            hwm=config.runtime.agent_hwm,
+            hwm=config.runtime.agent_hwm, turn=turn,
         )  # fmt: skip
         self._v1 = V1Transport(for_agents, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
         writer = AgentdWriter.create(runtime.agentd_segment, loaded.digest)
@@ -183,6 +185,7 @@ class Daemon:
             nonce=nonce,
             config_digest=loaded.digest,
             hwm=config.runtime.hop_hwm,
+            turn=turn,
         )
         stack.callback(_unlink, runtime.workers_socket)  # libzmq leaves it
         stack.callback(self._ingress.close)

@@ -12,7 +12,7 @@ No failure mode is applied and no verdict compared here: that is `merge` and `on
 Kind: pure.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -32,7 +32,7 @@ _ALLOWS, _BLOCKS, _DECISION = Verb.ALLOW, Verb.BLOCK, Outcome.DECISION
 _UNASKED = frozenset((Outcome.QUEUE_FULL, Outcome.BREAKER_OPEN, Outcome.DISCONNECTED, Outcome.CANCELLED))
 
 
-Merges = dict[tuple[int, ...], tuple[Decision, list[Decision]]]
+Merges = dict[object, tuple[Decision, list[Decision]]]
 
 
 class ResolvedPlan:
@@ -75,12 +75,12 @@ class ResolvedPlan:
         self.merges: Merges = merges
 
     def merged(self, decisions: list[Decision]) -> Decision:
-        """`merge` of every agent's own decision, with a memory: agents repeat themselves (0.4 us instead of 2).
+        """`merge` of what every agent said, allows all, with a memory: agents repeat themselves (0.3 us, not 2).
 
         By identity, which is safe because what is remembered is kept; verdicts that repeat are one object
         (agentd/transport/verdicts.py).
         """
-        key = tuple(map(id, decisions))
+        key = id(decisions[0]) if len(decisions) == 1 else tuple(map(id, decisions))
         known = self.merges.get(key)
         if known is None:
             answers = [Answer(_DECISION, decision) for decision in decisions]
@@ -173,9 +173,12 @@ class EventGroup(msgspec.Struct, eq=False):
         if self.is_decided:
             return
         pending = self.pending = self.pending - 1
-        verb = _ALLOWS
         screened = call.screened
-        if screened is None or screened.decision is not ALLOW or screened.audit is not None or screened.refused_ops:
+        if screened is not None and screened.is_quiet:
+            verb = _ALLOWS
+            if screened.decision is not ALLOW:
+                self.is_plain = False
+        else:
             verb = self._weigh(call)
         if not pending or verb is _BLOCKS:
             self._decide(now)
@@ -299,15 +302,16 @@ class EventGroup(msgspec.Struct, eq=False):
 
     def _merge(self) -> Decision:
         plan = self.plan
-        decisions = []
-        for call in self.calls:
-            screened = call.screened if call is not None else None
-            if call is None or screened is None or screened.decision is None or not screened.is_kept:
-                return merge(self._answers(), plan.modes, plan.names, plan.kind)
-            if call.asked.is_observer or call.state is not _ENDED:
-                return merge(self._answers(), plan.modes, plan.names, plan.kind)
-            decisions.append(screened.decision)
-        return plan.merged(decisions)
+        if plan.enforcing_mask == plan.full_mask:
+            decisions = []
+            for call in self.calls:
+                screened = call.screened if call is not None else None
+                if screened is None or not screened.is_quiet:
+                    break
+                decisions.append(cast(Decision, screened.decision))
+            else:
+                return plan.merged(decisions)
+        return merge(self._answers(), plan.modes, plan.names, plan.kind)
 
     def _answers(self) -> list[Answer | None]:
         answers: list[Answer | None] = []

@@ -32,7 +32,7 @@ from shared.defaults import (
     ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
-from shared.pump import Pump, receive_frames
+from shared.pump import Pump, Turn, receive_frames
 from shared.wire.envelope import (
     UNKNOWN_RECORD,
     RecordType,
@@ -92,6 +92,7 @@ class Ingress:
         *,
         nonce: str,
         config_digest: str = "",
+        turn: Turn | None = None,
         hwm: int = HOP_HWM,
     ) -> None:
         self.config_digest = config_digest
@@ -101,6 +102,7 @@ class Ingress:
         self.replies_dropped = 0  # the worker does not read, or is gone
         self.links: dict[bytes, Link] = {}
         self._loop = loop
+        self._turn = turn = turn if turn is not None else Turn(loop)
         self._dispatcher = dispatcher
         self._on_audit = on_audit
         self._nonce = nonce
@@ -135,6 +137,7 @@ class Ingress:
             again=zmq.Again,
             error=zmq.ZMQError,
             receive=receive_frames(self._socket),
+            turn=turn,
         )
 
     def close(self) -> None:
@@ -191,7 +194,9 @@ class Ingress:
         except WireError as error:
             self._bad(link, identity, str(error))
 
-    def _other(self, kind: int, rest: memoryview, link: Link | None, identity: bytes, frame: zmq.Frame) -> Link | None:
+    def _other(
+        self, kind: int, rest: bytes | memoryview, link: Link | None, identity: bytes, frame: zmq.Frame
+    ) -> Link | None:
         """A record that is no event; the link as it is afterwards."""
         if kind == RecordType.REGISTER:
             return self._register(rest, link, identity, frame)
@@ -204,7 +209,7 @@ class Ingress:
             self._on_audit(bytes(rest))
         return link  # an unknown type is a newer worker's: skipped
 
-    def _register(self, rest: memoryview, link: Link | None, identity: bytes, frame: zmq.Frame) -> Link | None:
+    def _register(self, rest: bytes | memoryview, link: Link | None, identity: bytes, frame: zmq.Frame) -> Link | None:
         peer = self._peers.of(frame)
         link = self.links.get(identity)  # asking for the peer may have shown that the old connection is gone
         if peer is None:
@@ -233,7 +238,7 @@ class Ingress:
     def schedule(self, link: Link) -> None:
         """The link has something to say at the end of this tick."""
         if not self._dirty:
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
         self._dirty.append(link)
 
     def _flush(self) -> None:

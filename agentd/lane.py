@@ -191,21 +191,29 @@ class Lane:
             return
         now = now or self._clock()
         call.screened = screened
-        self._take_back(call)
         if screened.decision is None:
+            self._take_back(call)
             if screened.error:
                 self._finish(call, Outcome.AGENT_ERROR, now, screened.error)
             else:
                 self._finish(call, Outcome.MALFORMED, now, screened.malformed)
             return
-        # What `_finish` does, in one piece: nearly all calls end here.
+        # `_take_back` and `_finish` in one piece: nearly all calls end here.
+        instance = call.instance
+        if instance is not None and instance.calls.pop(call.call_id, None) is not None:
+            self.in_flight -= 1
         permit = call.permit
         if permit is not None and permit is not self.breaker.shared:
             permit.success(now)
         if call.row is not None:
             self._forget_deadline(call)
         call.outcome = _DECISION
-        self._close(call, now)
+        call.state = _ENDED
+        call.ended_ns = now
+        call.event = b""
+        self.ledger.add(call)
+        if instance is not None and instance.is_draining:
+            self._check_drained(instance)
         group = call.group
         call.group = None
         if group is not None:

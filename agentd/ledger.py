@@ -12,18 +12,22 @@ from typing import Any
 from agentd.call import Call
 from shared.clock import MS
 from shared.decision import Outcome
-from shared.defaults import FLIGHT_RECORDER_CALLS
+from shared.defaults import FLIGHT_RECORDER_CALLS, FLIGHT_RECORDER_MS
 from shared.metrics import DURATION_BOUNDS_NS, DURATION_BUCKETS
 
+# Decisions under load: one a millisecond, so that the recorder looks back further and no failure is pushed out.
 # Ends that never reached an agent, many and alike: counted, but the flight recorder leaves them out.
 # (By identity: an Enum's hash is a Python function, 0.1 us.)
 _BREAKER_OPEN, _QUEUE_FULL, _CANCELLED = Outcome.BREAKER_OPEN, Outcome.QUEUE_FULL, Outcome.CANCELLED
+_DECISION = Outcome.DECISION
+_DECISIONS_APART_NS = FLIGHT_RECORDER_MS * MS
 
 
 class Ledger:
     """Counts of one lane, from agentd's start; observers' calls apart from those that decide."""
 
     __slots__ = (
+        "_not_before_ns",
         "buckets",
         "duration_ns_total",
         "late_verdicts",
@@ -42,6 +46,7 @@ class Ledger:
         self.queue_ns_total = 0
         self.buckets = [0] * DURATION_BUCKETS  # of calls sent and not cancelled, from sending to end; not cumulative
         self.duration_ns_total = 0
+        self._not_before_ns = 0  # the recorder takes no further decision before
         # (ended ns, call id, event, outcome, instance, ns before sending, ns since, message)
         self.recorder: deque[tuple[int, str, str, Outcome, str, int, int, str]] = deque(maxlen=FLIGHT_RECORDER_CALLS)
 
@@ -63,6 +68,10 @@ class Ledger:
                 self.duration_ns_total += duration_ns
         else:
             sent_ns, duration_ns = ended_ns, 0
+        if outcome is _DECISION:
+            if ended_ns < self._not_before_ns:
+                return
+            self._not_before_ns = ended_ns + _DECISIONS_APART_NS
         name = instance.name if instance is not None else ""
         self.recorder.append(
             (ended_ns, call.call_id, asked.event, outcome, name, sent_ns - call.started_ns, duration_ns, call.message)

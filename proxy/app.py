@@ -28,7 +28,15 @@ from shared import log
 from shared.clock import MS, S, now_ns
 from shared.config.load import Loaded
 from shared.config.schema import Route, Server
-from shared.defaults import CONNECTION_SWEEP_MS, DRAIN_IDLE_S, LINGER_MS, PROBE_AFTER_S, REACH_AGENTD_S, SWEEP_MS
+from shared.defaults import (
+    CONNECTION_SWEEP_MS,
+    DRAIN_IDLE_S,
+    LINGER_MS,
+    PROBE_AFTER_S,
+    REACH_AGENTD_S,
+    SWEEP_LATE_MS,
+    SWEEP_MS,
+)
 from shared.events import EventKind
 from shared.metrics import (
     R_IN_FLIGHT,
@@ -49,6 +57,7 @@ from shared.metrics import (
     W_UPSTREAM_WAITING_LIMIT,
 )
 from shared.plan import Plan
+from shared.pump import Turn
 from shared.runtime import Runtime
 from shared.segment import AgentdView, WorkerSlot
 from shared.wire.audit import AuditRecord, encode
@@ -137,13 +146,15 @@ class WorkerContext:
         self._log = log.RateLimited("proxy.request")
         self._is_audited = bool(config.audit.sinks)
         self._sweeps = 0
+        self._is_late = False
         # Counted here per request, added to the segment's cells by the sweep.
         self.bytes_in = self.bytes_out = self.requests = 0
         self._timer: Any = None
         runtime = Runtime(config.runtime.dir)
         self._segment = AgentdView(runtime.agentd_segment)
         self._segment.attach()
-        self.outbox = Outbox(loop)
+        turn = Turn(loop)
+        self.outbox = Outbox(loop, turn)
         self._zmq: zmq.Context[Any] = zmq.Context()
         self._pools = self._make_pools(loaded)
         register = Register(
@@ -160,6 +171,7 @@ class WorkerContext:
             self._segment,
             register,
             self.cells,
+            turn=turn,
             hwm=config.runtime.hop_hwm,
             max_pending=config.runtime.max_pending_events,
             max_audit=config.audit.worker_queue_records,
@@ -252,7 +264,13 @@ class WorkerContext:
     def _sweep(self) -> None:
         """Every SWEEP_MS: everything that has a deadline, in one go."""
         self._timer = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
-        self.now = now = now_ns()
+        before, self.now = self.now, now_ns()
+        now = self.now
+        # The loop stood still: what has come meanwhile is read before anybody's time is found to be over. Once only,
+        # or a loop that is always late would never look.
+        self._is_late = not self._is_late and now - before > SWEEP_LATE_MS * MS
+        if self._is_late:
+            return
         self.dispatch.sweep(now)
         for pool in self._pools.values():
             pool.sweep(now)

@@ -52,7 +52,7 @@ from shared.metrics import (
     W_REGISTRATIONS,
 )
 from shared.plan import Plan
-from shared.pump import Pump
+from shared.pump import Pump, Turn
 from shared.segment import AgentdView
 from shared.wire.envelope import (
     FLAG_FINAL,
@@ -184,6 +184,7 @@ class Dispatch:
         cells: "MutableSequence[int] | memoryview[int]",
         clock: Callable[[], int] = now_ns,
         *,
+        turn: Turn | None = None,
         hwm: int = HOP_HWM,
         max_pending: int = HOP_PENDING_MAX,
         max_audit: int = AUDIT_WORKER_QUEUE,
@@ -193,6 +194,7 @@ class Dispatch:
         cells[W_AUDIT_QUEUED_LIMIT] = max_audit
         self._context = context
         self._loop = loop
+        self._turn = turn if turn is not None else Turn(loop)
         self._endpoint = endpoint
         self._segment = segment
         self._register = pack_register(register)
@@ -222,7 +224,7 @@ class Dispatch:
             for plan in register.plans
         }
         self._socket = self._open()
-        self._pump = Pump(self._socket, loop, self._received, again=zmq.Again, error=zmq.ZMQError)
+        self._pump = Pump(self._socket, loop, self._received, again=zmq.Again, error=zmq.ZMQError, turn=self._turn)
         self._monitor = Pump(
             self._socket.get_monitor_socket(_MONITORED), loop, self._monitored, again=zmq.Again, error=zmq.ZMQError
         )
@@ -279,7 +281,7 @@ class Dispatch:
         deadline = now + view.timeout_ns
         out = self._out
         if not out:
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
         out.append(
             pack_event_fields(
                 event_id,
@@ -318,12 +320,12 @@ class Dispatch:
             self._cells[W_AUDIT_DROPPED] += 1
         audit.append(record)
         if self._is_connected and not self._out:
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
             self._out.append(b"")
 
     def _queue(self, record: bytes) -> None:
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
         self._out.append(record)
 
     def _flush(self) -> None:
@@ -374,7 +376,7 @@ class Dispatch:
                 self._is_refused = True
                 self._changed()
 
-    def _decision(self, rest: memoryview) -> None:
+    def _decision(self, rest: bytes | memoryview) -> None:
         if len(rest) == 8:
             event_id, decision = int.from_bytes(rest, "little"), ALLOW
         elif len(rest) <= _CACHED_BYTES:

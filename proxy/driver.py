@@ -326,7 +326,7 @@ class Driver(Exchange):
             self.relay_end()
             return
         self.status = status
-        via = b"1.0 wardgate" if response.http_1_0 else apply.VIA
+        via = apply.VIA_1_0 if response.http_1_0 else apply.VIA
         protocol.write(apply.relayed_head(status, response.lines(), b"", self.correlation_id, via, body))
         self._done()
         protocol.exchange_ended(not self.is_request_ended)
@@ -350,7 +350,7 @@ class Driver(Exchange):
             framing += _KEEP_ALIVE
         if self.limited is not None:
             framing += rate_lines(self.limited)
-        via = b"1.0 wardgate" if response.http_1_0 else apply.VIA
+        via = apply.VIA_1_0 if response.http_1_0 else apply.VIA
         if not ops and status != 204:
             made = apply.relayed_head(status, response.lines(), framing, self.correlation_id, via)
         else:

@@ -12,23 +12,19 @@ Kind: IO.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Protocol
 
 from shared.defaults import BURST_FROM_WRITES
-
-
-class _Loop(Protocol):
-    def call_soon(self, callback: Callable[[], Any]) -> Any: ...
+from shared.pump import CallsSoon, Turn
 
 
 class Outbox:
     """One per worker. `loop` None: every write goes out at once."""
 
-    __slots__ = ("_at_once", "_is_holding", "_loop", "_pending")
+    __slots__ = ("_at_once", "_is_holding", "_loop", "_pending", "_turn")
 
-    def __init__(self, loop: _Loop | None) -> None:
+    def __init__(self, loop: CallsSoon | None, turn: Turn | None = None) -> None:
         self._loop = loop
+        self._turn = Turn(loop) if turn is None and loop is not None else turn
         self._pending: dict[asyncio.Transport, list[bytes]] = {}
         self._is_holding = False
         self._at_once = 0  # writes of this turn that were not held
@@ -48,8 +44,8 @@ class Outbox:
             pieces.append(data)
             return
         if not pending:
-            assert self._loop is not None
-            self._loop.call_soon(self._flush_all)
+            assert self._turn is not None
+            self._turn.at_end(self._flush_all)
         pending[transport] = [data]
 
     def flush(self, transport: asyncio.Transport) -> None:

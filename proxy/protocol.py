@@ -15,7 +15,7 @@ Kind: IO.
 
 import asyncio
 from collections import deque
-from typing import Any, Final
+from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.utils import get_remote_addr
@@ -25,10 +25,22 @@ from proxy import app, apply
 from proxy.driver import Driver
 from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
 from proxy.forwarded import peer_lines, untrusted_lines
-from proxy.guard import GuardedParser
 from proxy.head import Field, Head, normalise
 from proxy.limits import release
-from proxy.repeat import Repeat, block_of, is_repeatable
+from proxy.repeat import Habits
+from proxy.streams import (
+    BETWEEN_REQUESTS,
+    BODY_BYTE,
+    FOR_CLIENT,
+    FOR_DECISION,
+    FOR_QUEUE,
+    FOR_UPSTREAM,
+    LINGERING,
+    NEXT_REQUEST,
+    NOTHING,
+    REST_OF_HEAD,
+    ClientStreams,
+)
 from shared import log
 from shared.clock import now_ns
 from shared.defaults import LINGER_BYTES
@@ -37,21 +49,6 @@ from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
 from shared.segment_buckets import Limit
 from shared.wire.audit import AuditRecord
 from shared.wire.messages import connection_metadata, lasting_metadata, text
-
-# Why reading is paused; bits of one mask.
-_FOR_DECISION: Final = 1  # body is here that may not go upstream yet
-_FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
-_FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
-_FOR_CLIENT: Final = 8  # the client does not read what it was answered
-
-# What `waiting_until` waits for.
-NOTHING: Final = 0
-FIRST_BYTE: Final = 1
-REST_OF_HEAD: Final = 2
-BODY_BYTE: Final = 3
-NEXT_REQUEST: Final = 4
-LINGERING: Final = 5
-_BETWEEN: Final = (NEXT_REQUEST, FIRST_BYTE)
 
 
 class Queued:
@@ -72,7 +69,7 @@ class Queued:
         self.is_ended = False
 
 
-class ProxyProtocol(GuardedParser):
+class ProxyProtocol(ClientStreams):
     """One client connection."""
 
     def __init__(
@@ -82,11 +79,8 @@ class ProxyProtocol(GuardedParser):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.context = context = app.context()
-        super().__init__(context.limits, config, server_state, app_state, _loop)
+        super().__init__(app.context(), config, server_state, app_state, _loop)
         self.driver: Driver | None = None
-        self.waiting_for = FIRST_BYTE
-        self.waiting_until = context.now + context.header_timeout_ns
         self.is_draining = False
         self.peer_ip = ""
         self.uses: tuple[tuple[Limit, int], ...] = ()  # connection limits that count it
@@ -95,20 +89,13 @@ class ProxyProtocol(GuardedParser):
         self.metadata_part = b""
         self._lasting: tuple[object, ...] = ()  # what `_lasting_part` was made of
         self._lasting_part = b""
-        self._repeat: Repeat | None = None
-        self._last_block = b""  # of the request before, which its successor may repeat
+        self._habits = Habits()
         self._forwarded_parts = (b"", b"")
         self._forwarded_host: bytes | None = None
         self._forwarded = b""
         self._queue: deque[Queued] = deque()
         self._receiving: Queued | None = None  # whose body the parser is reading; None = the driver's
-        self._paused = 0
-        self.is_full = False  # the client reads slower than we write
         self._is_next_scheduled = False
-        self.stalled_until = 0  # by when some of what is unsent must have gone
-        self._written = 0  # bytes of all answers so far
-        self._taken = 0  # of them by the client's side, when last looked at
-        self._wants_hold = False
         self._lingered = 0
 
     # --- the connection's life ------------------------------------------------------------------------
@@ -219,39 +206,21 @@ class ProxyProtocol(GuardedParser):
             if self._lingered > LINGER_BYTES:
                 self.transport.close()
             return
-        is_new = self.waiting_for in _BETWEEN and not self.is_full
-        if is_new and self._repeat is not None and self._take_repeated(data, self._repeat):
-            return
+        is_new = self.waiting_for in BETWEEN_REQUESTS and not self.is_full
+        if is_new and len(data) <= self._limits.max_header_bytes:
+            head = self._habits.head_of(data)
+            if head is not None:  # a request like one before it needs no parser
+                self.context.requests += 1
+                self._begin(head)
+                return
         self._take(data)
         if is_new and self.driver is not None:
-            self._learn(data, self.driver.head)
+            self._habits.learn(data, self.driver.head)
         if self._wants_hold:
             self._wants_hold = False
             driver = self.driver
             if driver is not None and driver.held is not None and not driver.is_request_ended:
-                self._pause(_FOR_DECISION)
-
-    def _take_repeated(self, data: bytes, repeat: Repeat) -> bool:
-        """A request like one before it needs no parser."""
-        if len(data) > self._limits.max_header_bytes:
-            return False
-        try:
-            head = repeat.head_of(data)
-        except RequestRefused:
-            return False  # the parser's way leads to the same refusal, and knows what to answer
-        if head is None:
-            return False
-        self.context.requests += 1
-        self._begin(head)
-        return True
-
-    def _learn(self, data: bytes, head: Head) -> None:
-        """After a read that began with this head: is it the second of its kind?"""
-        block = block_of(data)
-        if block != self._last_block:
-            self._last_block = block
-        elif is_repeatable(data, block, head):
-            self._repeat = Repeat(self._last_block, head)  # the same bytes, not once more
+                self._pause(FOR_DECISION)
 
     # --- parser callbacks -----------------------------------------------------------------------------
 
@@ -265,8 +234,8 @@ class ProxyProtocol(GuardedParser):
         if self.driver is None and not self._queue and not self.is_full:
             self.waiting_for = REST_OF_HEAD
             self.waiting_until = self.context.now + self.context.header_timeout_ns
-        elif not self._paused & _FOR_QUEUE:
-            self._pause(_FOR_QUEUE)
+        elif not self._paused & FOR_QUEUE:
+            self._pause(FOR_QUEUE)
 
     def on_headers_complete(self) -> None:
         if self._is_lingering:
@@ -367,7 +336,7 @@ class ProxyProtocol(GuardedParser):
         self.driver = None
         self.server_state.total_requests += 1
         if self._paused:
-            self._release(_FOR_DECISION | _FOR_UPSTREAM)
+            self._release(FOR_DECISION | FOR_UPSTREAM)
         if close:
             self._linger(driver is None or (driver.head.has_body and not driver.is_request_ended))
             return
@@ -386,9 +355,9 @@ class ProxyProtocol(GuardedParser):
 
     def _await_next(self) -> None:
         if self.is_full:
-            self._pause(_FOR_CLIENT)
+            self._pause(FOR_CLIENT)
         if self._paused:
-            self._release(_FOR_QUEUE)
+            self._release(FOR_QUEUE)
         context = self.context
         if not self._in_head:
             self.waiting_for = NEXT_REQUEST
@@ -429,7 +398,7 @@ class ProxyProtocol(GuardedParser):
             if self.driver is driver:
                 driver.feed(BODY_END)
         elif is_last and self._refusal is None:
-            self._release(_FOR_QUEUE)  # the rest of its body has yet to come
+            self._release(FOR_QUEUE)  # the rest of its body has yet to come
         elif self._refusal is not None:
             driver.feed(BROKEN, self._refusal)
 
@@ -452,7 +421,7 @@ class ProxyProtocol(GuardedParser):
             self._queue.remove(self._receiving)  # its body is what is broken
             self._receiving = None
         self._refusal = refusal
-        self._pause(_FOR_QUEUE)
+        self._pause(FOR_QUEUE)
 
     def _refuse_now(self, refusal: RequestRefused) -> None:
         self._refusal = None
@@ -523,51 +492,11 @@ class ProxyProtocol(GuardedParser):
         else:
             transport.close()
 
-    # --- reading and writing ----------------------------------------------------------------------------
-
-    def write(self, data: bytes) -> None:
-        """Write to the client, now or at the end of this turn of the loop (`outbox` decides)."""
-        self._written += len(data)
-        self.context.bytes_out += len(data)
-        self.context.outbox.write(self.transport, data)
-
-    def hold_body(self) -> None:
-        """From the driver: body is here that may not go. Decided at the end of this read (it may be whole)."""
-        self._wants_hold = True
-
-    def release_body(self) -> None:
-        """From the driver: body may go."""
-        self._wants_hold = False
-        self._release(_FOR_DECISION)
-
-    def hold_for_upstream(self) -> None:
-        """From the driver: the upstream's buffer is full."""
-        self._pause(_FOR_UPSTREAM)
-
-    def release_for_upstream(self) -> None:
-        """From the driver: it has drained."""
-        self._release(_FOR_UPSTREAM)
-
-    def _pause(self, why: int) -> None:
-        if not self._paused:
-            self.transport.pause_reading()
-            if self.waiting_for == BODY_BYTE:
-                self.waiting_until = 0  # it is we who do not read
-        self._paused |= why
-
-    def _release(self, why: int) -> None:
-        if self._paused & why:
-            self._paused &= ~why
-            if not self._paused and not self.transport.is_closing():
-                self.transport.resume_reading()
-                if self.waiting_for == BODY_BYTE:
-                    self.waiting_until = self.context.now + self.context.body_timeout_ns
+    # --- back-pressure towards the client -----------------------------------------------------------------
 
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
-        self.is_full = True
-        self._taken = self._written - self.transport.get_write_buffer_size()
-        self.stalled_until = self.context.now + self.context.body_timeout_ns
+        self.write_is_full()
         if self.driver is not None:
             self.driver.client_full()
 
@@ -585,19 +514,7 @@ class ProxyProtocol(GuardedParser):
             self._refuse_now(self._refusal)
         else:
             self._await_next()
-        self._release(_FOR_CLIENT)
-
-    def stalled(self) -> None:
-        """From the sweep: has anything gone out since the last look? A client that takes nothing is cut.
-
-        What has gone is counted, not what is left: that may have grown meanwhile.
-        """
-        taken = self._written - self.transport.get_write_buffer_size()
-        if taken > self._taken:
-            self._taken = taken
-            self.stalled_until = self.context.now + self.context.body_timeout_ns
-        else:
-            self.abort()
+        self._release(FOR_CLIENT)
 
 
 def _asks_websocket(fields: list[Field]) -> bool:

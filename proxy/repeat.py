@@ -17,6 +17,7 @@ import orjson
 
 from proxy.head import Head, header_map, take_path
 from shared.defaults import MAX_TARGET_BYTES, REPEATED_HEAD_BYTES
+from shared.errors import RequestRefused
 
 _VERSION = b" HTTP/1.1\r\n"
 
@@ -57,6 +58,37 @@ class Repeat:
         head.target = target
         take_path(head, target)
         return head
+
+
+class Habits:
+    """What one connection has repeated so far."""
+
+    __slots__ = ("_last_block", "_repeat")
+
+    def __init__(self) -> None:
+        self._repeat: Repeat | None = None
+        self._last_block = b""  # of the request before, which its successor may repeat
+
+    def head_of(self, data: bytes) -> Head | None:
+        """The head, where this read is a request like one before; None = the parser must look.
+
+        A target that is refused is none of ours: the parser's way leads to the same refusal, with its answer.
+        """
+        repeat = self._repeat
+        if repeat is None:
+            return None
+        try:
+            return repeat.head_of(data)
+        except RequestRefused:
+            return None
+
+    def learn(self, data: bytes, head: Head) -> None:
+        """After a read that began with this head: is it the second of its kind?"""
+        block = block_of(data)
+        if block != self._last_block:
+            self._last_block = block
+        elif is_repeatable(data, block, head):
+            self._repeat = Repeat(self._last_block, head)  # the same bytes, not once more
 
 
 def block_of(data: bytes) -> bytes:

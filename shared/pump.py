@@ -21,10 +21,15 @@ _EVENTS = 15
 _POLLIN = 1
 
 
-class _Loop(Protocol):
+class CallsSoon(Protocol):
+    """Of a loop, what it takes to put something off to its next turn."""
+
+    def call_soon(self, callback: Callable[[], None]) -> Any: ...
+
+
+class _Loop(CallsSoon, Protocol):
     def add_reader(self, fd: int, callback: Callable[[], None]) -> Any: ...
     def remove_reader(self, fd: int) -> Any: ...
-    def call_soon(self, callback: Callable[[], None]) -> Any: ...
 
 
 # Frame by frame: pyzmq's recv_multipart and send_multipart look flags and options up as enums
@@ -61,13 +66,52 @@ def receive_frames(socket: Any) -> Callable[[], list[Any]]:
     return receive
 
 
+class Turn:
+    """Runs what is due at the end of the work at hand: of a drain where one is going on, else in the loop's next turn.
+
+    One per loop. What a drain's messages lead to leaves together, without a turn of its own (5 us and two system
+    calls on every hop of a lone request, 2026-11).
+    """
+
+    __slots__ = ("_due", "_is_draining", "_loop")
+
+    def __init__(self, loop: CallsSoon) -> None:
+        self._loop = loop
+        self._due: list[Callable[[], None]] = []
+        self._is_draining = False
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call it once, soon."""
+        if self._is_draining:
+            self._due.append(callback)
+        else:
+            self._loop.call_soon(callback)
+
+    def begin(self) -> None:
+        """A drain begins."""
+        self._is_draining = True
+
+    def end(self) -> None:
+        """It has ended. A callback that fails leaves none of the others out."""
+        self._is_draining = False
+        due, self._due = self._due, []
+        while due:
+            callback = due.pop(0)
+            try:
+                callback()
+            except BaseException:
+                for rest in due:
+                    self._loop.call_soon(rest)
+                raise
+
+
 class Pump:
     """Calls `on_message(frames)` for every message; `send(frames)` answers False when it would block.
 
     `again` is zmq.Again, `error` zmq.ZMQError: what a send raises for EAGAIN or EHOSTUNREACH
     (ROUTER_MANDATORY); both are outcomes, not exceptions, for the caller.
     `receive` takes one message off the socket where `receive_bytes` does not do; `linger_ms` is
-    for what is unsent at the end.
+    for what is unsent at the end; `turn` is told of each drain.
     """
 
     __slots__ = (
@@ -82,6 +126,7 @@ class Pump:
         "_on_message",
         "_receive",
         "_send",
+        "_turn",
         "socket",
     )
 
@@ -95,6 +140,7 @@ class Pump:
         error: type[Exception],
         receive: Callable[[], list[Any]] | None = None,
         linger_ms: int = 0,
+        turn: Turn | None = None,
     ) -> None:
         self.socket = socket
         self._loop = loop
@@ -102,6 +148,7 @@ class Pump:
         self._again = again
         self._error = error
         self._linger_ms = linger_ms
+        self._turn = turn
         self._armed = False
         self._closed = False
         self._send = socket.send
@@ -113,10 +160,22 @@ class Pump:
 
     def drain(self) -> None:
         """Receive up to DRAIN_MESSAGES messages, then let the loop turn."""
+        turn = self._turn
+        if turn is None:
+            self._drain()
+            return
+        turn.begin()
+        try:
+            self._drain()
+        finally:
+            turn.end()
+
+    def _drain(self) -> None:
         receive, on_message = self._receive, self._on_message
-        for _ in range(DRAIN_MESSAGES):
-            # Asking first: 1.3 us, where the exception for an empty socket costs 3.5 (pyzmq 27.3, 2026-11).
-            if self._closed or not self._look(_EVENTS) & _POLLIN:
+        for count in range(DRAIN_MESSAGES):
+            # Asking before the next one: 1.3 us, where the exception for an empty socket costs 3.5 (pyzmq 27.3,
+            # 2026-11). The first is there nearly always: somebody has said so.
+            if self._closed or (count and not self._look(_EVENTS) & _POLLIN):
                 return
             try:
                 frames = receive()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from shared.decision import Verb
 from shared.defaults import VERDICT_CACHE_BYTES, VERDICT_CACHE_ENTRIES, VERDICT_MAX_BYTES
 from shared.wire.messages import SCREENED_ALLOW, Screened, Verdict, decode_verdict, screen
 
@@ -39,6 +40,8 @@ class VerdictReader:
             known = memory[data] = self._screen(data, may_set_host, None)
             if known is not SCREENED_ALLOW:
                 known.is_kept = True
+                is_allow = known.decision is not None and known.decision.verb is Verb.ALLOW
+                known.is_quiet = is_allow and known.audit is None and not known.refused_ops
         return known
 
     def _screen(self, data: bytes, may_set_host: bool, body: bytes | None) -> Screened:

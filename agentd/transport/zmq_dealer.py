@@ -44,7 +44,7 @@ from shared.defaults import (
     PENALTIES_MAX,
     VERDICTS_LARGE_BYTES,
 )
-from shared.pump import Pump
+from shared.pump import Pump, Turn
 from shared.runtime import Runtime
 from shared.wire.agent_messages import Bye, RefuseCode
 from shared.wire.agent_zmq import pack
@@ -81,8 +81,10 @@ class V2Transport:
         guard: MemoryGuard | None = None,
         on_change: Callable[[], None] = lambda: None,
         hwm: int = AGENT_HWM,
+        turn: Turn | None = None,
     ) -> None:
         self._hwm = hwm
+        self._turn = turn if turn is not None else Turn(loop)
         self.registry = Registry(agents, lanes, hwm=hwm)
         self.clock = clock
         self.not_taken = 0  # messages that ZeroMQ refused: a full pipe, a peer that is gone
@@ -143,6 +145,7 @@ class V2Transport:
             error=_NeverRaised,
             receive=receiver(socket, self._sessions, self._dead, self._cut_endless),
             linger_ms=AGENT_LINGER_MS,  # for the last BYE
+            turn=self._turn,
         )
         self.guard.watch(self._suspects)
         self._looked_ns = self.clock()
@@ -347,7 +350,7 @@ class V2Transport:
         """Flush it with this loop tick."""
         session.is_marked = True
         if not self._marked:
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
         self._marked.append(session)
 
     def _flush(self) -> None:

@@ -106,7 +106,7 @@ class EventRecord(msgspec.Struct, frozen=True, gc=False):
     kind: int
     is_final: bool
     body_frame: int
-    event: memoryview
+    event: bytes | memoryview
 
 
 _encode_json = msgspec.json.Encoder().encode
@@ -188,9 +188,11 @@ def messages(whole: bytes) -> list[bytes]:
     return [*found, whole[begin:]]
 
 
-def records(frame: "bytes | memoryview") -> Iterator[tuple[int, memoryview]]:
-    """(type, what follows it) of each record; raises WireError at the first that does not fit."""
-    view = memoryview(frame)
+def records(view: "bytes | memoryview") -> Iterator[tuple[int, bytes | memoryview]]:
+    """(type, what follows it) of each record; raises WireError at the first that does not fit.
+
+    What follows is of the frame's own type: a view of a view, for large events, else a copy, which is cheaper.
+    """
     total = len(view)
     if total > HOP_MAX_MESSAGE_BYTES:
         raise WireError(f"message of {total} bytes is over {HOP_MAX_MESSAGE_BYTES}")
@@ -212,7 +214,7 @@ _U64 = Struct("<Q")
 _U16 = Struct("<H")
 
 
-def unpack_event(rest: memoryview) -> EventRecord:
+def unpack_event(rest: bytes | memoryview) -> EventRecord:
     """An EVENT record's fields; raises WireError when it is short."""
     if len(rest) < _EVENT_REST.size:
         raise WireError(f"event record of {len(rest)} bytes is shorter than its {_EVENT_REST.size} bytes of fields")
@@ -222,7 +224,7 @@ def unpack_event(rest: memoryview) -> EventRecord:
     )
 
 
-def unpack_cancel(rest: memoryview) -> tuple[int, CancelReason]:
+def unpack_cancel(rest: bytes | memoryview) -> tuple[int, CancelReason]:
     """(exchange id, reason)."""
     if len(rest) < _CANCEL_REST.size:
         raise WireError(f"cancel record of {len(rest)} bytes, want {_CANCEL_REST.size}")
@@ -233,14 +235,14 @@ def unpack_cancel(rest: memoryview) -> tuple[int, CancelReason]:
         raise WireError(f"cancel record with unknown reason {reason}") from None
 
 
-def unpack_end(rest: memoryview) -> int:
+def unpack_end(rest: bytes | memoryview) -> int:
     """The exchange id."""
     if len(rest) < 8:
         raise WireError(f"end record of {len(rest)} bytes, want 8")
     return int(_U64.unpack_from(rest)[0])
 
 
-def _version(rest: memoryview, what: str) -> memoryview:
+def _version(rest: bytes | memoryview, what: str) -> bytes | memoryview:
     if len(rest) < 2:
         raise WireError(f"{what} record of {len(rest)} bytes, want 2 and JSON")
     version = _U16.unpack_from(rest)[0]
@@ -249,7 +251,7 @@ def _version(rest: memoryview, what: str) -> memoryview:
     return rest[2:]
 
 
-def unpack_register(rest: memoryview) -> Register:
+def unpack_register(rest: bytes | memoryview) -> Register:
     """Raises WireError for another wire version or unreadable JSON."""
     try:
         return _decode_register(_version(rest, "register"))
@@ -257,7 +259,7 @@ def unpack_register(rest: memoryview) -> Register:
         raise WireError(f"register: {error}") from None
 
 
-def unpack_registered(rest: memoryview) -> Registered:
+def unpack_registered(rest: bytes | memoryview) -> Registered:
     """Raises WireError for another wire version or unreadable JSON."""
     try:
         return _decode_registered(_version(rest, "registered"))
@@ -265,7 +267,7 @@ def unpack_registered(rest: memoryview) -> Registered:
         raise WireError(f"registered: {error}") from None
 
 
-def unpack_decision(rest: memoryview) -> tuple[int, Decision]:
+def unpack_decision(rest: bytes | memoryview) -> tuple[int, Decision]:
     """(event id, decision); raises WireError when it is short or the decision is unreadable."""
     if len(rest) == 8:
         return _U64.unpack(rest)[0], ALLOW

@@ -220,10 +220,11 @@ class Screened(msgspec.Struct):
     refused_ops: tuple[str, ...] = ()
     audit: dict[str, Any] | None = None
     is_kept: bool = False  # short, and remembered by who read it: the next verdict of these bytes is this very object
+    is_quiet: bool = False  # kept, and an allow with nothing in it for an auditor
 
 
 decode_verdict = msgspec.json.Decoder(Verdict).decode
-SCREENED_ALLOW = Screened(ALLOW, is_kept=True)
+SCREENED_ALLOW = Screened(ALLOW, is_kept=True, is_quiet=True)
 
 
 def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None = None) -> Screened:

@@ -16,14 +16,14 @@ Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def parse(text: bytes) -> Page:
     """Samples by name and labels; a series or a family that appears twice is a failure."""
     page: Page = {}
-    types = [line for line in text.decode().splitlines() if line.startswith("# TYPE ")]
+    types = [line for line in text.decode().split("\n") if line.startswith("# TYPE ")]
     assert len({line.split()[2] for line in types}) == len(types)
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
             assert key not in page, key
             page[key] = sample.value
-    assert len(page) == sum(not line.startswith("#") for line in text.decode().splitlines())
+    assert len(page) == sum(line != "" and not line.startswith("#") for line in text.decode().split("\n"))
     return page
 
 

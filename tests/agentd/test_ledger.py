@@ -2,7 +2,7 @@
 
 from agentd.stats import snapshot
 from shared.decision import Outcome
-from shared.defaults import FLIGHT_RECORDER_CALLS
+from shared.defaults import FLIGHT_RECORDER_CALLS, FLIGHT_RECORDER_MS
 from shared.metrics import DURATION_BOUNDS_NS
 from shared.wire.envelope import CancelReason
 from shared.wire.messages import Screened
@@ -82,11 +82,24 @@ def test_durations_fall_into_the_published_buckets(clock: Clock) -> None:
     assert bench.lane.ledger.outcomes[Outcome.DISCONNECTED] == 1
 
 
+def test_a_flood_of_decisions_leaves_failures_in_the_recorder(clock: Clock) -> None:
+    """Of decisions in the same millisecond one is kept, of failures all; everything is counted."""
+    bench = LaneBench(clock)
+    instance = bench.instance()
+    for screened in (None, None, ERROR, None, ERROR):
+        bench.call()
+        instance.answer(*(() if screened is None else (screened,)))
+    found = snapshot(bench.lane, clock())
+    assert [call["outcome"] for call in found["last_calls"]] == ["agent_error", "agent_error", "decision"]
+    assert (found["outcomes"]["decision"], found["outcomes"]["agent_error"]) == (3, 2)
+
+
 def test_the_recorder_is_bounded(clock: Clock) -> None:
     """Only the last calls are kept."""
     bench = LaneBench(clock)
     instance = bench.instance()
     for _ in range(FLIGHT_RECORDER_CALLS + 5):
+        clock.ms(FLIGHT_RECORDER_MS)
         bench.call()
         instance.answer()
     last_calls = snapshot(bench.lane, clock())["last_calls"]

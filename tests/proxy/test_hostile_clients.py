@@ -146,7 +146,7 @@ def test_a_slow_reader_is_not_cut() -> None:
     """Whoever has taken something is waited for again, also when more was written meanwhile than taken."""
     slow: Any = Slow()
     slow._written, slow.buffered = 1000, 900
-    ProxyProtocol.pause_writing(slow)
+    ProxyProtocol.write_is_full(slow)
     assert slow.stalled_until == 150
     slow._written, slow.buffered, slow.context.now = 3000, 2899, 150
     ProxyProtocol.stalled(slow)

@@ -66,9 +66,9 @@ time.time = stepping
 """
 FAILING_RELAY = """
 from proxy.driver import Driver
-def relay_whole(self, body):
+def relay(self, what):
     raise RuntimeError("a bug of ours")
-Driver.relay_whole = relay_whole
+Driver.relay_whole = Driver.relay_head = relay  # whether one read brings the response or two
 """
 FEW_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d))"
 

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from shared.defaults import DRAIN_MESSAGES
-from shared.pump import Pump
+from shared.pump import Pump, Turn
 from tests.support import until
 
 
@@ -277,3 +277,62 @@ class TestRealSocket:
         pump = Pump(router, loop, lambda frames: None, again=zmq.Again, error=zmq.ZMQError)
         assert pump.send([b"nobody", b"x"]) is False
         pump.close()
+
+
+class TestTurn:
+    """What a drain leads to is done at its end; everything else waits for the loop's next turn."""
+
+    def test_outside_of_a_drain(self) -> None:
+        loop = FakeLoop()
+        done: list[int] = []
+        Turn(loop).at_end(lambda: done.append(1))
+        assert not done
+        loop.turn()
+        assert done == [1]
+
+    def test_at_the_end_of_a_drain(self) -> None:
+        """Once, after all of its messages, and without a turn of the loop."""
+        loop, socket = FakeLoop(), FakeSocket(b"a", b"b")
+        turn = Turn(loop)
+        done: list[bytes] = []
+
+        def take(frames: list[bytes]) -> None:
+            if not done:
+                turn.at_end(lambda: done.append(b"end"))
+            done.append(frames[0])
+
+        Pump(socket, loop, take, again=Again, error=Fault, turn=turn)
+        loop.turn()
+        assert done == [b"a", b"b", b"end"]
+        assert not loop.soon
+        turn.at_end(lambda: done.append(b"later"))
+        assert done[-1] == b"end"
+        loop.turn()
+        assert done[-1] == b"later"
+
+    def test_a_callback_that_fails_takes_none_with_it(self) -> None:
+        loop = FakeLoop()
+        turn = Turn(loop)
+        done: list[int] = []
+        turn.begin()
+        turn.at_end(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+        turn.at_end(lambda: done.append(2))
+        with pytest.raises(ZeroDivisionError):
+            turn.end()
+        loop.turn()
+        assert done == [2]
+
+    def test_what_the_end_itself_puts_off_waits_for_the_loop(self) -> None:
+        """No round and round inside one drain."""
+        loop = FakeLoop()
+        turn = Turn(loop)
+        done: list[int] = []
+
+        def again() -> None:
+            done.append(1)
+            turn.at_end(again)
+
+        turn.begin()
+        turn.at_end(again)
+        turn.end()
+        assert (done, len(loop.soon)) == ([1], 1)
