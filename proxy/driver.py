@@ -34,6 +34,7 @@ from shared.wire.messages import (
     headers_json,
     metadata,
     request_headers_event,
+    request_headers_rest,
     response_headers_event,
     target_json,
     text,
@@ -140,14 +141,16 @@ class Driver(Exchange):
     def _event(self, kind: EventKind) -> bytes:
         head = self.head
         meta = self._meta
-        uri = target_json(head.target)
         if not meta:
             meta = self._meta = self._metadata()
         if kind is _REQUEST:
-            headers = head.map_json
-            if headers is None:
-                headers = headers_json(header_map(head.fields))
-            return request_headers_event(meta, head.method, uri, headers, head.has_body)
+            rest = head.event_rest
+            if rest is None:
+                headers = head.map_json if head.map_json is not None else headers_json(header_map(head.fields))
+                rest = request_headers_rest(head.method, target_json(head.target), headers, head.has_body)
+                head.event_rest = rest
+            return request_headers_event(meta, rest)
+        uri = target_json(head.target)
         response: ResponseHead = self.response
         headers = headers_json(header_map(response.headers))
         return response_headers_event(meta, head.method, uri, response.status, headers, response.has_body)

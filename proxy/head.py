@@ -13,7 +13,7 @@ Kind: pure.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -146,6 +146,8 @@ class Head(msgspec.Struct, eq=False, gc=False):
     kept_lines: bytes | None = None
     kept_names: frozenset[str] = frozenset()
     map_json: bytes | None = None
+    event_rest: bytes | None = None  # what an event says of the head, and
+    route: Any = None  # the route chosen: both for the next request that is this one to the byte
 
 
 def normalise(

@@ -314,11 +314,13 @@ class ProxyProtocol(ClientStreams):
 
     def _begin(self, head: Head) -> None:
         context = self.context
-        try:
-            route = context.routes[context.table.choose(head.host_name, head.path, head.method)]
-        except RequestRefused as refusal:
-            self._answer_refusal(refusal, head.method, head.target, head.fields, head.keep_alive)
-            return
+        route = head.route
+        if route is None:
+            try:
+                route = head.route = context.routes[context.table.choose(head.host_name, head.path, head.method)]
+            except RequestRefused as refusal:
+                self._answer_refusal(refusal, head.method, head.target, head.fields, head.keep_alive)
+                return
         driver = self.driver = Driver(self, head, route, now_ns())
         if head.has_body:
             self._is_chunked = head.is_chunked

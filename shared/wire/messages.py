@@ -122,15 +122,14 @@ _JSON_PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')  #
 _HAS_BODY = (b"false", b"true")
 
 
-def request_headers_event(meta: bytes, method: bytes, uri: bytes, headers: bytes, has_body: bool) -> bytes:
-    """`request_headers`; `meta` from `metadata`, `method` known to HTTP, `uri` and `headers` as JSON."""
-    return b'{"event_type":"request_headers",%b,"method":"%b","uri":%b,"headers":%b,"has_body":%b}' % (
-        meta,
-        method,
-        uri,
-        headers,
-        _HAS_BODY[has_body],
-    )
+def request_headers_rest(method: bytes, uri: bytes, headers: bytes, has_body: bool) -> bytes:
+    """What `request_headers` says of the head: `method` known to HTTP, `uri` and `headers` as JSON."""
+    return b',"method":"%b","uri":%b,"headers":%b,"has_body":%b}' % (method, uri, headers, _HAS_BODY[has_body])
+
+
+def request_headers_event(meta: bytes, rest: bytes) -> bytes:
+    """`request_headers`; `meta` from `metadata`, `rest` from `request_headers_rest`."""
+    return b'{"event_type":"request_headers",%b%b' % (meta, rest)
 
 
 def response_headers_event(

@@ -1,5 +1,7 @@
 """Repeated heads: taken without the parser exactly where the parser would have said the same."""
 
+from typing import cast
+
 import httptools
 import msgspec
 import orjson
@@ -52,7 +54,7 @@ def parsed(data: bytes) -> Head | None:
 def same(one: Head, other: Head) -> bool:
     """But for what a repeated head knows besides."""
     ours, theirs = msgspec.structs.asdict(one), msgspec.structs.asdict(other)
-    for name in ("kept_lines", "kept_names", "map_json"):
+    for name in ("kept_lines", "kept_names", "map_json", "event_rest", "route"):
         del ours[name], theirs[name]
     return ours == theirs
 
@@ -82,6 +84,30 @@ def test_another_target() -> None:
     assert head.kept_lines == b"Host: www.example.com\r\nUser-Agent: x/1\r\nX-Twice: 1\r\nX-Twice: 2\r\n"
     assert head.kept_names == {"host", "user-agent", "x-twice"}
     assert orjson.loads(head.map_json or b"") == header_map(head.fields)
+
+
+def test_nothing_of_the_target_is_inherited() -> None:
+    """A head that was routed and shown to agents before it was learnt: its successor is neither."""
+    head = parsed(b"GET /admin HTTP/1.1\r\n" + BLOCK)
+    assert head is not None
+    head.route, head.event_rest = object(), b"/admin"
+    successor = Repeat(BLOCK, head).head_of(b"GET /public HTTP/1.1\r\n" + BLOCK)
+    assert successor is not None
+    assert (successor.route, successor.event_rest, successor.path) == (None, None, b"/public")
+    assert same(successor, cast(Head, parsed(b"GET /public HTTP/1.1\r\n" + BLOCK)))
+
+
+def test_the_very_same_request_has_the_very_same_head() -> None:
+    """To the byte: nothing is found out again. Another target in between is another head."""
+    one = repeat()
+    first, again = (one.head_of(b"GET /1 HTTP/1.1\r\n" + BLOCK) for _ in range(2))
+    assert first is again is not None
+    other = one.head_of(b"GET /2 HTTP/1.1\r\n" + BLOCK)
+    assert other is not None
+    assert other is not first
+    third = one.head_of(b"GET /1 HTTP/1.1\r\n" + BLOCK)
+    assert third is not None
+    assert same(third, first)
 
 
 def test_heads_are_not_shared() -> None:

@@ -17,6 +17,7 @@ from shared.wire.messages import (
     lasting_metadata,
     metadata,
     request_headers_event,
+    request_headers_rest,
     response_headers_event,
     route_metadata,
     screen,
@@ -45,7 +46,10 @@ class TestEvents:
     def test_request_headers(self) -> None:
         """One flat object, event_type first, every documented field."""
         raw = request_headers_event(
-            META, b"POST", target_json(b"/v1/x?q=%20"), headers_json({"host": ["a"], "x": ["1", "2"]}), True
+            META,
+            request_headers_rest(
+                b"POST", target_json(b"/v1/x?q=%20"), headers_json({"host": ["a"], "x": ["1", "2"]}), True
+            ),
         )
         assert raw.startswith(b'{"event_type":"request_headers",')
         assert json.loads(raw) == {
@@ -93,7 +97,8 @@ class TestEvents:
         """No value of a client's breaks out of its string: what is put in is what is read."""
         part = lasting_metadata(server_name, connection_metadata("", 0), route_metadata(route, route), http_1_0=False)
         meta = metadata(b"c", b"", part, b"", 1.0)
-        event = json.loads(request_headers_event(meta, b"GET", target_json(uri), headers_json(headers), has_body))
+        rest = request_headers_rest(b"GET", target_json(uri), headers_json(headers), has_body)
+        event = json.loads(request_headers_event(meta, rest))
         assert event["metadata"]["server_name"] == server_name
         assert event["metadata"]["route_id"] == route
         assert (event["method"], event["uri"], event["headers"], event["has_body"]) == (

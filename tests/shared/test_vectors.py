@@ -138,7 +138,9 @@ class TestEvents:
             {"host": ["api.example.com"], "accept": ["text/html", "*/*"], "content-length": ["9"]}
         )
         uri = messages.target_json(b"/v1/x?a=%20b")
-        assert messages.request_headers_event(meta, b"POST", uri, headers, True) == request
+        assert (
+            messages.request_headers_event(meta, messages.request_headers_rest(b"POST", uri, headers, True)) == request
+        )
         headers = messages.headers_json({"content-type": ["application/json"], "set-cookie": ["a=1", "b=2"]})
         assert messages.response_headers_event(meta, b"POST", uri, 200, headers, True) == response
 
