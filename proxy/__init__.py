@@ -7,7 +7,7 @@ The steps of one request, and the file of each:
  3. a route is chosen                              routing.py    (what a route needs at hand: app.py)
     is it one too many?                            limits.py    (tokens and counts: shared/segment_buckets.py)
  4. an exchange begins: what happens next          exchange.py   (a table), carried out by driver.py
- 5. ask the agents, or know the answer already     dispatch.py   -> agentd (its steps: agentd/__init__.py)
+ 5. ask the agents, or know the answer already     plan_view.py, dispatch.py   -> agentd (agentd/__init__.py)
  6. the decision comes back and is applied         driver.py, heads built by apply.py and forwarded.py
  7. a connection to the upstream                   upstream/     pool -> dial -> connection -> reader -> response
  8. the response's head: agents asked again        steps 5 and 6

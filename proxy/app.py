@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from proxy.dispatch import Dispatch, PlanView
+from proxy.dispatch import Dispatch
 from proxy.forwarded import Trust
 from proxy.limits import Doors, RouteLimits, limit_specs
 from proxy.outbox import Outbox
+from proxy.plan_view import PlanView
 from proxy.routing import RoutingTable
 from proxy.upstream.pool import UpstreamPool
 from shared import log
@@ -34,8 +35,10 @@ from shared.defaults import (
     LINGER_MS,
     PROBE_AFTER_S,
     REACH_AGENTD_S,
+    REACH_LOOK_MS,
     SWEEP_LATE_MS,
     SWEEP_MS,
+    TRACES_AHEAD,
 )
 from shared.events import EventKind
 from shared.metrics import (
@@ -66,9 +69,6 @@ from shared.wire.messages import route_metadata, timestamp
 
 if TYPE_CHECKING:
     from proxy.protocol import ProxyProtocol
-
-
-_TRACES_AHEAD = 64
 
 
 class RouteRuntime:
@@ -240,7 +240,7 @@ class WorkerContext:
         """Before the first request: a worker that is not connected yet would refuse what a live agentd allows."""
         until = now_ns() + int(REACH_AGENTD_S * S)
         while not self.dispatch.is_up and self._segment.is_alive(now_ns()) and now_ns() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(REACH_LOOK_MS / 1000)
 
     def drain(self) -> None:
         """The worker accepts no more; what is open goes on (each connection is told by `shutdown`)."""
@@ -338,7 +338,7 @@ class WorkerContext:
         """For a request that brought none. Made many at a time: 0.2 us each instead of 1.5 (2026-11)."""
         traces = self._traces
         if not traces:
-            digits = self._random_bytes(24 * _TRACES_AHEAD).hex().encode()
+            digits = self._random_bytes(24 * TRACES_AHEAD).hex().encode()
             traces += [
                 b"00-%b-%b-00" % (digits[at : at + 32], digits[at + 32 : at + 48]) for at in range(0, len(digits), 48)
             ]

@@ -12,6 +12,7 @@ from typing import Final
 
 from proxy.head import Field, Head
 from shared.decision import HeaderOp, OpAction
+from shared.defaults import OP_REMEMBERED_CHARS, OPS_REMEMBERED
 
 VIA: Final = b"1.1 wardgate"
 VIA_1_0: Final = b"1.0 wardgate"
@@ -108,10 +109,16 @@ def _added(names: frozenset[str], ops: tuple[HeaderOp, ...]) -> bytes | None:
     return added
 
 
-@lru_cache(1_024)  # agents repeat themselves
 def _line_of(op: HeaderOp) -> bytes:
-    """What an operation does where no field has its name."""
+    """What an operation does where no field has its name. Agents repeat themselves, and may say much."""
+    return _known_line(op) if len(op.value) <= OP_REMEMBERED_CHARS else _make_line(op)
+
+
+def _make_line(op: HeaderOp) -> bytes:
     return b"" if op.action is OpAction.REMOVE else b"%b: %b\r\n" % (op.name.encode(), encode_value(op.value))
+
+
+_known_line = lru_cache(OPS_REMEMBERED)(_make_line)
 
 
 # What we write and agents may still change.

@@ -18,25 +18,26 @@ from typing import Any, Protocol
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from proxy.plan_view import PlanView
 from shared import log
 from shared.clock import MS, now_ns
 from shared.deadlines import Deadlines
 from shared.decision import ALLOW, Answer, Decision, Outcome, merge
 from shared.defaults import (
     AUDIT_WORKER_QUEUE,
+    DECISION_REMEMBERED_BYTES,
+    DECISIONS_REMEMBERED,
     HOP_GRACE_MS,
     HOP_HWM,
     HOP_MAX_MESSAGE_BYTES,
     HOP_PENDING_MAX,
     RECONNECT_MAX_MS,
     RECONNECT_MS,
+    REREGISTER_MS,
     ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
-from shared.events import EventKind
 from shared.metrics import (
-    R_VERDICTS_REQUEST,
-    R_VERDICTS_RESPONSE,
     W_AGENTD_CONNECTED,
     W_AUDIT_DROPPED,
     W_AUDIT_QUEUED,
@@ -51,11 +52,9 @@ from shared.metrics import (
     W_PENDING_LIMIT,
     W_REGISTRATIONS,
 )
-from shared.plan import Plan
 from shared.pump import Pump, Turn
 from shared.segment import AgentdView
 from shared.wire.envelope import (
-    FLAG_FINAL,
     CancelReason,
     RecordType,
     Register,
@@ -69,11 +68,8 @@ from shared.wire.envelope import (
     unpack_decision,
     unpack_registered,
 )
-from shared.wire.segment import AgentRow, BreakerState
 
-_DECISIONS_CACHED = 4_096
-_CACHED_BYTES = 512
-_REREGISTER_NS = 100 * MS
+_REREGISTER_NS = REREGISTER_MS * MS
 _DECISION = int(RecordType.DECISION)  # a look-up in an Enum costs ten times that of a global (2026-11)
 _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -85,90 +81,6 @@ class Waiter(Protocol):
 
     def decided(self, decision: Decision) -> None:
         """Called at most once per `send`, never from inside it."""
-
-
-class PlanView:
-    """One plan as this worker sees it now; recomputed only when the segment's generation moves."""
-
-    __slots__ = (
-        "flags",
-        "is_final",
-        "kind",
-        "local",
-        "local_outcome",
-        "local_until",
-        "mask",
-        "may_decide_now",
-        "number",
-        "observers",
-        "plan",
-        "row",
-        "timeout_ns",
-        "verdicts_at",
-        "waits",
-    )
-
-    def __init__(self, plan: Plan, row: dict[int, tuple[int, Any]], is_final: bool) -> None:
-        self.plan = plan
-        self.number = plan.number
-        self.kind = plan.kind
-        self.timeout_ns = plan.timeout_ns
-        self.row = row
-        self.flags = FLAG_FINAL if is_final else 0
-        # Where a route's cells count the decisions of this phase.
-        self.verdicts_at = R_VERDICTS_REQUEST if plan.kind is EventKind.REQUEST_HEADERS else R_VERDICTS_RESPONSE
-        self.may_decide_now = True  # False: somebody is to be asked, `decide_now` would say None
-        self.is_final = is_final  # no later event of the exchange can follow
-        self.mask = plan.full_mask  # whom to ask
-        self.observers = 0  # the mask's observers
-        self.waits = True  # somebody whose verdict acts is asked
-        self.local: Decision | None = None  # the decision, without asking those whose verdict acts
-        self.local_outcome = Outcome.DISCONNECTED
-        self.local_until = 0
-
-    def refresh(self, agents: dict[str, AgentRow], is_up: bool) -> None:
-        """Whom to ask, or what to answer without asking, by what agentd last published."""
-        self._look(agents, is_up)
-        self.may_decide_now = not self.mask or self.local is not None
-
-    def _look(self, agents: dict[str, AgentRow], is_up: bool) -> None:
-        mask = observers = 0
-        enforcing: list[int] = []
-        asks = self.plan.asks
-        for i, ask in enumerate(asks):
-            row = agents.get(ask.agent)
-            if ask.by_hello and row is not None and row.hello_mask and not row.hello_mask & self.kind.bit:
-                continue
-            mask |= 1 << i
-            if ask.observe:
-                observers |= 1 << i
-            else:
-                enforcing.append(i)
-        self.mask, self.observers, self.waits = mask, observers, bool(enforcing)
-        self.local = None
-        if not is_up:
-            self._decide(enforcing, Outcome.DISCONNECTED, _FOR_EVER)
-            self.observers = 0
-        elif enforcing:
-            until = _FOR_EVER
-            for i in enforcing:
-                row = agents.get(asks[i].agent)
-                if row is None or row.breaker not in _OPEN:
-                    return
-                if row.breaker is BreakerState.OPEN:
-                    until = min(until, row.retry_at_ns)
-            self._decide(enforcing, Outcome.BREAKER_OPEN, until)
-
-    def _decide(self, enforcing: list[int], outcome: Outcome, until: int) -> None:
-        asks = [self.plan.asks[i] for i in enforcing]
-        answer = Answer(outcome)
-        self.local = merge([answer] * len(asks), [a.failure_mode for a in asks], [a.agent for a in asks], self.kind)
-        self.local_outcome = outcome
-        self.local_until = until
-
-
-_FOR_EVER = 1 << 63
-_OPEN = frozenset((BreakerState.OPEN, BreakerState.FORCED_OPEN))
 
 
 class Dispatch:
@@ -379,13 +291,13 @@ class Dispatch:
     def _decision(self, rest: bytes | memoryview) -> None:
         if len(rest) == 8:
             event_id, decision = int.from_bytes(rest, "little"), ALLOW
-        elif len(rest) <= _CACHED_BYTES:
+        elif len(rest) <= DECISION_REMEMBERED_BYTES:
             # The same few decisions come again and again; decoding costs ten times the look-up.
             event_id, key = int.from_bytes(rest[:8], "little"), bytes(rest[8:])
             cached = self._decisions.get(key)
             if cached is None:
                 cached = unpack_decision(rest)[1]
-                if len(self._decisions) >= _DECISIONS_CACHED:
+                if len(self._decisions) >= DECISIONS_REMEMBERED:
                     self._decisions.clear()
                 self._decisions[key] = cached
             decision = cached

@@ -42,7 +42,7 @@ from shared.wire.messages import (
 
 if TYPE_CHECKING:
     from proxy.app import RouteRuntime
-    from proxy.dispatch import PlanView
+    from proxy.plan_view import PlanView
     from proxy.protocol import ProxyProtocol
     from shared.segment_buckets import Limit
 

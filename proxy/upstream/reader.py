@@ -17,7 +17,7 @@ from typing import Final
 import httptools
 
 from proxy.upstream.response import Field, ResponseHead, malformed, read_head
-from shared.defaults import MAX_INFORMATIONAL, MAX_RESPONSE_HEADER_BYTES
+from shared.defaults import HEAD_REMEMBERED_BYTES, HEADS_REMEMBERED, MAX_INFORMATIONAL, MAX_RESPONSE_HEADER_BYTES
 from shared.errors import UpstreamFailed
 
 # Where the reader is; ints, because comparing them is all that happens per read.
@@ -34,8 +34,6 @@ _PARSER_ERRORS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 # Final heads by their bytes, of requests that were not HEAD. What a head means depends on nothing else, and
 # upstreams repeat themselves (a Date changes once a second): a look costs 0.1 us, parsing 4 (2026-11).
 _heads: dict[bytes, ResponseHead] = {}
-_HEADS_MAX: Final = 512
-_HEAD_KEPT_MAX_BYTES: Final = 1_024
 
 
 def _too_large() -> UpstreamFailed:
@@ -181,8 +179,8 @@ class ResponseReader:
         head.is_keep_alive = self.is_keep_alive
         if self.is_head_request:
             head.has_body = False
-        elif len(raw) <= _HEAD_KEPT_MAX_BYTES:
-            if len(_heads) >= _HEADS_MAX:
+        elif len(raw) <= HEAD_REMEMBERED_BYTES:
+            if len(_heads) >= HEADS_REMEMBERED:
                 _heads.clear()
             _heads[raw] = head
         return self._take_head(head, data)

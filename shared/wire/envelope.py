@@ -33,7 +33,7 @@ from typing import Final
 import msgspec
 
 from shared.decision import ALLOW, Decision
-from shared.defaults import HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
+from shared.defaults import DECISION_REMEMBERED_BYTES, DECISIONS_ENCODED, HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
 from shared.errors import WireError
 from shared.plan import Plan
 
@@ -159,8 +159,8 @@ def pack_decision(event_id: int, decision: Decision) -> bytes:
         rest = known[1]
     else:
         rest = _encode_decision(decision)
-        if len(rest) <= _ENCODED_MAX_BYTES:
-            if len(_encoded) >= _ENCODED_MAX:
+        if len(rest) <= DECISION_REMEMBERED_BYTES:
+            if len(_encoded) >= DECISIONS_ENCODED:
                 _encoded.clear()
             _encoded[id(decision)] = (decision, rest)
     return _DECISION.pack(9 + len(rest), 131, event_id) + rest
@@ -169,8 +169,6 @@ def pack_decision(event_id: int, decision: Decision) -> bytes:
 # Agents repeat themselves, and what they say is kept by whoever read it: the very same decision comes again.
 # By identity, as long as it is held here: 0.1 us instead of 0.6 (2026-11).
 _encoded: dict[int, tuple[Decision, bytes]] = {}
-_ENCODED_MAX: Final = 512
-_ENCODED_MAX_BYTES: Final = 512
 
 
 def messages(whole: bytes) -> list[bytes]:

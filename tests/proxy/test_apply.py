@@ -3,9 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import apply
 from proxy.apply import apply_ops, own_response, request_head, response_head
 from proxy.head import normalise
 from shared.decision import HeaderOp, OpAction
+from shared.defaults import OP_REMEMBERED_CHARS
 
 SET, ADD, REMOVE = OpAction.SET, OpAction.ADD, OpAction.REMOVE
 
@@ -73,3 +75,14 @@ def test_own_response_frames_itself(status: int, body: bytes, is_head: bool, clo
         assert b"content-length: %d" % len(body) in head
         assert rest == (b"" if is_head else body)
     assert (b"connection: close" in head) is close
+
+
+def test_long_values_are_not_remembered() -> None:
+    """What agents say over and over is kept as a line; what is long is made each time, or memory would be theirs."""
+    before = apply._known_line.cache_info().currsize
+    long = HeaderOp(OpAction.SET, "x-long", "v" * (OP_REMEMBERED_CHARS + 1))
+    assert apply._line_of(long) == b"x-long: %b\r\n" % long.value.encode()
+    assert apply._known_line.cache_info().currsize == before
+    short = HeaderOp(OpAction.SET, "x-short-and-new", "v" * OP_REMEMBERED_CHARS)
+    assert apply._line_of(short) == b"x-short-and-new: %b\r\n" % short.value.encode()
+    assert apply._known_line.cache_info().currsize == before + 1

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import zmq
 
-from proxy.dispatch import Dispatch, PlanView
+from proxy.dispatch import Dispatch
+from proxy.plan_view import PlanView
 from shared.clock import MS
 from shared.decision import ALLOW, Decision, Outcome, Verb, block
 from shared.defaults import AUDIT_WORKER_QUEUE, HOP_GRACE_MS, HOP_MAX_MESSAGE_BYTES, HOP_PENDING_MAX

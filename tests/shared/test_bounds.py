@@ -6,8 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy import dispatch
-from proxy.upstream import reader
 from shared import bounds
 from shared import defaults as d
 from shared import metrics as m
@@ -53,10 +51,10 @@ def test_every_limit_among_the_metrics_has_a_row() -> None:
 def test_numbers_that_stand_elsewhere() -> None:
     """The caches of a worker, the SDK's own."""
     sizes = {row.what: row.size for row in bounds.rows()}
-    assert sizes["decisions remembered by their bytes"] == dispatch._DECISIONS_CACHED
-    assert sizes["response heads remembered by their bytes"] == reader._HEADS_MAX
-    assert reader._HEAD_KEPT_MAX_BYTES == 1_024
-    assert dispatch._CACHED_BYTES == d.VERDICT_CACHE_BYTES == 512
+    assert sizes["decisions remembered by their bytes"] == d.DECISIONS_REMEMBERED
+    assert sizes["response heads remembered by their bytes"] == d.HEADS_REMEMBERED
+    assert d.HEAD_REMEMBERED_BYTES == 1_024
+    assert d.DECISION_REMEMBERED_BYTES == d.VERDICT_CACHE_BYTES == 512
     assert sizes["async hooks that run or wait"] == 2 * runner.Options(connect="ipc:///x").max_concurrency
     assert sizes["messages in the socket, each way"] == sdk.HWM_MESSAGES
 
