@@ -21,10 +21,10 @@ dev: $(VENV)/.complete  ## make .venv from requirements.lock (every other target
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --only-binary :all: --target .uv --upgrade -r .ci/uv.lock
 	@touch $@
 
-$(VENV)/.complete: .uv/.complete requirements.lock pyproject.toml sdk/python/pyproject.toml
+$(VENV)/.complete: .uv/.complete requirements.lock pyproject.toml sdk/python/pyproject.toml agents/pyproject.toml
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --only-binary :all: requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e sdk/python
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e sdk/python -e agents
 	@touch $@
 
 run: dev  ## the proxy, agentd, a demo application and two demo agents, in this terminal (PORT=, ADMIN_PORT=)
@@ -60,10 +60,13 @@ install: dev  ## lay out /opt/wardgate, units, a default configuration (DESTDIR=
 	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/opt/wardgate)' RELEASE='$(RELEASE)' PYTHON='$(PYTHON)' \
 	UV='env PYTHONPATH=$(CURDIR)/.uv $(PYTHON) -m uv' BUILD_PYTHON='$(CURDIR)/$(BIN)/python' deploy/install
 
+LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
+PROJECTS := pyproject.toml agents/pyproject.toml --no-emit-package wardgate-agent
+
 lock: .uv/.complete  ## resolve the dependencies again (hashes only, no index lines)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --extra dev pyproject.toml -o requirements.lock $(ARGS)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links -c requirements.lock pyproject.toml -o deploy/requirements.lock
-	echo uv | $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 - -o .ci/uv.lock $(ARGS)
+	$(UV) pip compile $(LOCKED) --extra dev $(PROJECTS) -o requirements.lock $(ARGS)
+	$(UV) pip compile $(LOCKED) -c requirements.lock $(PROJECTS) -o deploy/requirements.lock
+	echo uv | $(UV) pip compile $(LOCKED) - -o .ci/uv.lock $(ARGS)
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

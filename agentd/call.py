@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from shared.decision import FailureMode, Outcome
-from shared.events import EventKind
+from shared.events import CHUNKED, EventKind
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import HEAD, Question, Screened
 
 if TYPE_CHECKING:
     from agentd.lane import Lane
@@ -39,10 +39,23 @@ class CallState(IntEnum):
 class Asked:
     """One agent of one plan of one worker, resolved when the worker's table arrived.
 
-    `lane` is None for a name that this agentd does not know: every call is Disconnected.
+    `lane` is None for a name that this agentd does not know: every call is Disconnected. `is_told`: of
+    request_complete, to which nobody waits for an answer. `has_body`: bytes belong to the event, none is empty ones.
     """
 
-    __slots__ = ("agent", "event", "failure_mode", "index", "is_observer", "kind", "lane", "may_set_host", "timeout_ns")
+    __slots__ = (
+        "agent",
+        "event",
+        "failure_mode",
+        "has_body",
+        "index",
+        "is_observer",
+        "is_told",
+        "kind",
+        "lane",
+        "may_set_host",
+        "timeout_ns",
+    )
 
     def __init__(
         self,
@@ -60,6 +73,8 @@ class Asked:
         self.index = index
         self.kind = kind
         self.event = kind.wire_name
+        self.is_told = kind is EventKind.REQUEST_COMPLETE
+        self.has_body = kind in CHUNKED
         self.failure_mode: FailureMode = failure_mode
         self.is_observer = is_observer
         self.may_set_host = may_set_host
@@ -80,6 +95,8 @@ class Call(msgspec.Struct, eq=False):
     event         the event's JSON as the worker encoded it: forward it, do not decode it
     deadline_ns   when the answer is of no use any more (own start + timeout_ms, the event's deadline)
     exchange_key  (worker identity, exchange id) when the exchange is or may become pinned, else None
+    question      what its answer is screened against
+    body          the event's bytes, until they were handed to ZeroMQ; empty ones are None
     """
 
     number: int
@@ -99,16 +116,13 @@ class Call(msgspec.Struct, eq=False):
     outcome: Outcome = Outcome.CANCELLED
     screened: Screened | None = None
     message: str = ""
+    question: Question = HEAD
+    body: bytes | memoryview | None = None
 
     @property
     def kind(self) -> EventKind:
         """Which event it asks about."""
         return self.asked.kind
-
-    @property
-    def may_set_host(self) -> bool:
-        """What `screen` has to know of the route."""
-        return self.asked.may_set_host
 
     @property
     def is_observer(self) -> bool:
@@ -134,6 +148,8 @@ class Instance(Protocol):
                   of life before it may. Set by the pool, eased by the transport (Pool.let_down); start with 0
     debt          what it owes after its next failed trial, half of it. Kept by the pool; start with 0
     health        healthy, degraded, draining or unhealthy; load 0..1: both weigh in the choice of instance
+    max_body_bytes   of a call's body; a longer one is not sent
+    is_lockstep   one call at a time, each answered: it cannot be told anything
     """
 
     name: str
@@ -147,9 +163,14 @@ class Instance(Protocol):
     load: float
     owes: int
     debt: int
+    max_body_bytes: int
+    is_lockstep: bool
 
     def send(self, call: Call) -> bool:
         """Hand the call over; False = its socket or byte budget is full (nothing was sent)."""
+
+    def tell(self, call: Call) -> bool:
+        """Hand over an event that needs no answer; False = dropped, there is no room. Not for lockstep ones."""
 
     def cancel(self, call: Call, reason: CancelReason) -> bool:
         """Nobody waits for the call any more, or (TIMEOUT) its time is over; tell the agent.

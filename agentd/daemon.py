@@ -158,7 +158,9 @@ class Daemon:
         for_workers, for_agents = zmq.Context(), zmq.Context()
         for context in (for_workers, for_agents):
             stack.callback(context.destroy, 0)
-        guard, moved, agents = MemoryGuard(), self._lanes_moved, config.agents
+        # A body is here twice: as it came, and on its way out.
+        guard = MemoryGuard(accounted_bytes=lambda: 2 * self._dispatcher.body_bytes)
+        moved, agents = self._lanes_moved, config.agents
         turn = Turn(self._loop)
         self._v2 = V2Transport(
             for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved,

@@ -21,18 +21,21 @@ from shared.deadlines import Deadlines
 from shared.decision import Decision
 from shared.defaults import FILTERS_PER_ROUTE
 from shared.errors import WireError
+from shared.events import CHUNKED
 from shared.plan import Plan
 from shared.wire.audit import AuditRecord
 from shared.wire.envelope import CancelReason, EventRecord, Register
 from shared.wire.segment import NEVER_NS, BreakerState
+from shared.wire.verdict import HEAD, Question
 
+_NOBODY: dict[int, int] = {}
 Reply = Callable[[int, Decision], None]
 
 
 class Worker:
     """One registered worker: its plans and what it waits for. `reply(event_id, decision)` is its way back."""
 
-    __slots__ = ("deadlines", "exchanges", "identity", "pins", "plans", "register", "reply")
+    __slots__ = ("deadlines", "exchanges", "identity", "pins", "plans", "register", "reply", "skips")
 
     def __init__(self, identity: bytes, register: Register, reply: Reply) -> None:
         self.identity = identity
@@ -43,6 +46,8 @@ class Worker:
         self.deadlines: Deadlines[EventGroup] = Deadlines()
         self.exchanges: dict[int, list[EventGroup]] = {}  # whatever is not closed, by exchange
         self.pins: dict[int, list[Lane]] = {}  # lanes that may have pinned the exchange
+        # Observers that want no more of a body: exchange -> plan -> mask. Only of exchanges that are in `pins`.
+        self.skips: dict[int, dict[int, int]] = {}
 
     def remember_pin(self, exchange_id: int, lane: Lane) -> None:
         """The lane is asked to forget the exchange when it ends."""
@@ -51,6 +56,12 @@ class Worker:
             self.pins[exchange_id] = [lane]
         elif lane not in lanes:
             lanes.append(lane)
+
+    def remember_skip(self, exchange_id: int, plan: int, index: int) -> None:
+        """This observer is not asked again by this plan, unless the exchange is over already."""
+        if exchange_id in self.pins:
+            skips = self.skips.setdefault(exchange_id, {})
+            skips[plan] = skips.get(plan, 0) | 1 << index
 
 
 class Dispatcher:
@@ -77,6 +88,7 @@ class Dispatcher:
         self.lanes: dict[str, Lane] = {}
         self.workers: dict[bytes, Worker] = {}
         self.events_total = 0
+        self.body_bytes = 0  # of the events that are open
         self.expired_total = 0  # events whose deadline had passed when they arrived
         self._merges: dict[object, Merges] = {}  # what is remembered of verdicts, by what their merge depends on
         self._alarm = Alarm(arm)
@@ -154,6 +166,8 @@ class Dispatcher:
         """
         for number, plan in enumerate(register.plans):
             is_sound = 0 < len(plan.asks) <= FILTERS_PER_ROUTE and all(ask.timeout_ms > 0 for ask in plan.asks)
+            # One after the other, each agent changes what the next one gets: those are plans of their own.
+            is_sound = is_sound and not (plan.sequential and plan.kind in CHUNKED)
             if not is_sound or plan.number != number:
                 raise WireError(f"register: plan {number} of route {plan.route!r} cannot be run")
         before = self.workers.get(identity)
@@ -175,14 +189,19 @@ class Dispatcher:
         if self._retire() and self._on_lanes is not None:
             self._on_lanes()
 
-    def event(self, worker: Worker, record: EventRecord) -> None:
-        """Ask whom the event's plan and mask name; raises WireError for a record that fits no plan."""
+    def event(self, worker: Worker, record: EventRecord, body: bytes | memoryview | None = None) -> None:
+        """Ask whom the event's plan and mask name; raises WireError for a record that fits no plan.
+
+        `body` is passed on as it is; a view keeps what it is a view of, so it is let go of as soon as possible.
+        """
         try:
             plan = worker.plans[record.plan]
         except IndexError:
             raise WireError(f"event of plan {record.plan}, the table has {len(worker.plans)}") from None
         if record.kind != plan.kind or record.mask & ~plan.full_mask:
             raise WireError(f"event of kind {record.kind} with mask {record.mask:x} does not fit plan {record.plan}")
+        if body is not None and not plan.has_body:
+            raise WireError(f"event of kind {record.kind} has no body")
         event_id, exchange_id = record.event_id, record.exchange_id
         row = plan.row
         if event_id in row:
@@ -207,34 +226,49 @@ class Dispatcher:
             record.mask,
             [None] * len(plan.asked),
         )
+        if plan.question is not HEAD:
+            group.question = plan.question
+            if plan.has_body:
+                group.question = Question(plan.kind, plan.may_set_host, record.chunk_index, record.is_last)
+                group.body = body
+                if body is not None:
+                    group.body_bytes = len(body)
+                    self.body_bytes += group.body_bytes
+                if worker.skips:
+                    group.mask &= ~worker.skips.get(exchange_id, _NOBODY).get(record.plan, 0)
         groups = worker.exchanges.get(exchange_id)
         if groups is None:
             worker.exchanges[exchange_id] = [group]
         else:
             groups.append(group)
-        if deadline_ns <= now:
+        if deadline_ns <= now and not plan.is_told:
             self.expired_total += 1
             group.too_late(now)
             return
-        if record.mask & plan.enforcing_mask:
+        if group.mask & plan.enforcing_mask:
             row[event_id] = (deadline_ns, group)
             if deadline_ns < self._alarm.at_ns:
                 self._alarm.by(deadline_ns)
         group.ask(now)
 
-    def cancel(self, worker: Worker, exchange_id: int, reason: CancelReason) -> None:
-        """The exchange is over before its time. Observers go on only if it was over by a decision."""
-        self._stop(worker, exchange_id, reason, reason is not CancelReason.DECIDED)
+    def cancel(self, worker: Worker, exchange_id: int, reason: CancelReason, more_follows: bool = False) -> None:
+        """The exchange is over before its time. Observers go on only if it was over by a decision.
+
+        `more_follows`: its last event is still to come, and goes to where the others went.
+        """
+        self._stop(worker, exchange_id, reason, reason is not CancelReason.DECIDED, more_follows)
 
     def end(self, worker: Worker, exchange_id: int) -> None:
         """The exchange is over; observers may finish."""
         self._stop(worker, exchange_id, CancelReason.DECIDED, False)
 
-    def _stop(self, worker: Worker, exchange_id: int, reason: CancelReason, with_observers: bool) -> None:
+    def _stop(
+        self, worker: Worker, exchange_id: int, reason: CancelReason, with_observers: bool, more_follows: bool = False
+    ) -> None:
         groups = worker.exchanges.get(exchange_id)
         if groups is not None:
             _cancel(groups, reason, self._clock(), with_observers)
-        if exchange_id in worker.pins:
+        if not more_follows and exchange_id in worker.pins:
             self._release_pins(worker, exchange_id)
 
     # --- from groups ------------------------------------------------------------------------------
@@ -252,11 +286,15 @@ class Dispatcher:
             groups.remove(group)
             if group.is_final:
                 groups[0].is_final = True  # whichever of them closes last ends the exchange
+        if group.body_bytes:
+            self.body_bytes -= group.body_bytes
         if group.is_eventful:
             self._audit(audit_record(group, self._wall()))
         group.calls.clear()  # calls and groups know each other: without this only the collector frees them
 
     def _release_pins(self, worker: Worker, exchange_id: int) -> None:
+        if worker.skips:
+            worker.skips.pop(exchange_id, None)
         for lane in worker.pins.pop(exchange_id, ()):
             lane.release_pin((worker.identity, exchange_id))
 

@@ -24,6 +24,7 @@ import msgspec
 from agentd.reported import Key, Value
 from agentd.stats import AgentdStats, AgentStats
 from shared import metrics as m
+from shared import metrics_agentd as ma
 from shared.clock import S, now_ns
 from shared.defaults import METRICS_PIECE_LINES
 from shared.segment import DRAINING, BreakerState, ProxyView, ReloadResult, WorkerRow, WorkerState
@@ -194,90 +195,99 @@ def _of_agents(agents: Sequence[AgentStats]) -> Iterator[str]:
 
     modes = [(agent.name, mode, calls) for agent in agents for mode, calls in
              (("enforce", agent.calls), ("observe", agent.observed))]  # fmt: skip
-    yield from _one(m.A_CALLS, (((name, mode, word), n) for name, mode, calls in modes for word, n in calls.items()))
+    yield from _one(ma.A_CALLS, (((name, mode, word), n) for name, mode, calls in modes for word, n in calls.items()))
     empty = (0,) * m.DURATION_BUCKETS
-    yield from _histogram(m.A_DURATION, (((a.name,), a.duration_buckets or empty, a.duration_s_total) for a in agents))
+    yield from _histogram(ma.A_DURATION, (((a.name,), a.duration_buckets or empty, a.duration_s_total) for a in agents))
     for metric, number in _OF_AGENT:
         yield from each(metric, number)
+    for metric, counts in (
+        (ma.A_COMPLETIONS, [(a.name, a.completions) for a in agents]),
+        (ma.A_BODY_BYTES, [(a.name, a.body_bytes) for a in agents]),
+    ):
+        yield from _one(metric, (((name, word), n) for name, by_word in counts for word, n in by_word.items()))
     states = [state.word for state in BreakerState]
-    yield from _one(m.A_BREAKER, (((a.name, state), a.breaker == state) for a in agents for state in states))
+    yield from _one(ma.A_BREAKER, (((a.name, state), a.breaker == state) for a in agents for state in states))
     counted = [agent for agent in agents if agent.outstanding_bytes.limit]  # zmq-v1 has one call per connection
     for metric, read in _OUTSTANDING:
         yield from _one(metric, (((agent.name,), read(agent)) for agent in counted))
     refusals = [(agent.name, agent.sends_refused) for agent in agents]
     yield from _one(
-        m.A_SENDS_REFUSED, (((name, reason), n) for name, counts in refusals for reason, n in sorted(counts.items()))
+        ma.A_SENDS_REFUSED, (((name, reason), n) for name, counts in refusals for reason, n in sorted(counts.items()))
     )
 
 
 _OUTSTANDING: Final[tuple[tuple[m.Metric, Callable[[AgentStats], int]], ...]] = (
-    (m.A_BYTES, lambda agent: agent.outstanding_bytes.total),
-    (m.A_BYTES_FULLEST, lambda agent: agent.outstanding_bytes.fullest),
-    (m.A_BYTES_LIMIT, lambda agent: agent.outstanding_bytes.limit),
-    (m.A_MESSAGES, lambda agent: agent.outstanding_messages.total),
-    (m.A_MESSAGES_FULLEST, lambda agent: agent.outstanding_messages.fullest),
-    (m.A_MESSAGES_LIMIT, lambda agent: agent.outstanding_messages.limit),
+    (ma.A_BYTES, lambda agent: agent.outstanding_bytes.total),
+    (ma.A_BYTES_FULLEST, lambda agent: agent.outstanding_bytes.fullest),
+    (ma.A_BYTES_LIMIT, lambda agent: agent.outstanding_bytes.limit),
+    (ma.A_MESSAGES, lambda agent: agent.outstanding_messages.total),
+    (ma.A_MESSAGES_FULLEST, lambda agent: agent.outstanding_messages.fullest),
+    (ma.A_MESSAGES_LIMIT, lambda agent: agent.outstanding_messages.limit),
 )
 _OF_AGENT: Final[tuple[tuple[m.Metric, Callable[[AgentStats], float]], ...]] = (
-    (m.A_IN_FLIGHT, lambda agent: agent.in_flight),
-    (m.A_LIMIT, lambda agent: agent.in_flight_limit),
-    (m.A_QUEUED, lambda agent: agent.queued),
-    (m.A_QUEUE_LIMIT, lambda agent: agent.queue_limit),
-    (m.A_QUEUE_TOTAL, lambda agent: agent.queued_total),
-    (m.A_QUEUE_SECONDS, lambda agent: agent.queue_s_total),
-    (m.A_HELD, lambda agent: agent.held),
-    (m.A_PINNED, lambda agent: agent.pinned),
-    (m.A_INSTANCES, lambda agent: agent.instances),
-    (m.A_INSTANCES_LIMIT, lambda agent: agent.instances_limit),
-    (m.A_OPENINGS, lambda agent: agent.breaker_openings),
-    (m.A_LATE, lambda agent: agent.late_verdicts),
-    (m.A_GARBAGE, lambda agent: agent.garbage),
-    (m.A_OPS_REFUSED, lambda agent: agent.refused_ops),
+    (ma.A_IN_FLIGHT, lambda agent: agent.in_flight),
+    (ma.A_LIMIT, lambda agent: agent.in_flight_limit),
+    (ma.A_QUEUED, lambda agent: agent.queued),
+    (ma.A_QUEUE_LIMIT, lambda agent: agent.queue_limit),
+    (ma.A_QUEUE_TOTAL, lambda agent: agent.queued_total),
+    (ma.A_QUEUE_SECONDS, lambda agent: agent.queue_s_total),
+    (ma.A_HELD, lambda agent: agent.held),
+    (ma.A_PINNED, lambda agent: agent.pinned),
+    (ma.A_INSTANCES, lambda agent: agent.instances),
+    (ma.A_INSTANCES_LIMIT, lambda agent: agent.instances_limit),
+    (ma.A_OPENINGS, lambda agent: agent.breaker_openings),
+    (ma.A_LATE, lambda agent: agent.late_verdicts),
+    (ma.A_GARBAGE, lambda agent: agent.garbage),
+    (ma.A_OPS_REFUSED, lambda agent: agent.refused_ops),
 )
 
 
 def _of_agentd(stats: AgentdStats, sources: Sources) -> Iterator[str]:
     proxy, now = sources.proxy, sources.clock()
     workers = proxy.workers()
-    yield from _one(m.M_SESSIONS_REFUSED, (((code,), count) for code, count in sorted(stats.sessions_refused.items())))
+    yield from _one(ma.M_SESSIONS_REFUSED, (((code,), count) for code, count in sorted(stats.sessions_refused.items())))
+    taken = [((row.route, row.model, "input"), row.input) for row in stats.tokens]
+    given = [((row.route, row.model, "output"), row.output) for row in stats.tokens]
+    yield from _one(ma.M_TOKENS, taken + given)
+    yield from _one(ma.M_TOKEN_RESPONSES, (((row.route, row.model), row.responses) for row in stats.tokens))
     for metric, number in (
-        (m.M_INGRESS_MESSAGES, stats.ingress_messages),
-        (m.M_INGRESS_MALFORMED, stats.ingress_malformed),
-        (m.M_INGRESS_WORKERS, stats.workers),
-        (m.M_UNKNOWN, stats.ingress_unknown),
-        (m.M_REPLIES_DROPPED, stats.replies_dropped),
-        (m.M_HOP_LIMIT, stats.hop_hwm),
-        (m.M_EVENTS, stats.events_pending),
-        (m.M_EXCHANGES, stats.exchanges_open),
-        (m.M_CLIENT_BUFFER, stats.client_buffer_bytes),
-        (m.M_MEMORY_CUTS, stats.memory_cuts),
-        (m.M_SHUT_OUT, stats.gate[0]),
-        (m.M_HANDSHAKES_REFUSED, stats.gate[1]),
-        (m.M_AUDIT_WRITTEN, stats.audit_written),
-        (m.M_AUDIT_DROPPED, stats.audit_queued.refused),
-        (m.M_AUDIT_QUEUED, stats.audit_queued.now),
-        (m.M_AUDIT_QUEUED_LIMIT, stats.audit_queued.limit),
-        (m.M_AUDIT_BYTES, stats.audit_bytes.now),
-        (m.M_AUDIT_BYTES_LIMIT, stats.audit_bytes.limit),
-        (m.M_DIGEST_MISMATCH, _is_mismatch(stats.config_digest, proxy, workers)),
-        (m.M_PROXY_UP, proxy.is_alive(now)),
+        (ma.M_INGRESS_MESSAGES, stats.ingress_messages),
+        (ma.M_INGRESS_MALFORMED, stats.ingress_malformed),
+        (ma.M_INGRESS_WORKERS, stats.workers),
+        (ma.M_UNKNOWN, stats.ingress_unknown),
+        (ma.M_REPLIES_DROPPED, stats.replies_dropped),
+        (ma.M_HOP_LIMIT, stats.hop_hwm),
+        (ma.M_EVENTS, stats.events_pending),
+        (ma.M_EXCHANGES, stats.exchanges_open),
+        (ma.M_CLIENT_BUFFER, stats.client_buffer_bytes),
+        (ma.M_MEMORY_CUTS, stats.memory_cuts),
+        (ma.M_SHUT_OUT, stats.gate[0]),
+        (ma.M_HANDSHAKES_REFUSED, stats.gate[1]),
+        (ma.M_AUDIT_WRITTEN, stats.audit_written),
+        (ma.M_AUDIT_DROPPED, stats.audit_queued.refused),
+        (ma.M_AUDIT_QUEUED, stats.audit_queued.now),
+        (ma.M_AUDIT_QUEUED_LIMIT, stats.audit_queued.limit),
+        (ma.M_AUDIT_BYTES, stats.audit_bytes.now),
+        (ma.M_AUDIT_BYTES_LIMIT, stats.audit_bytes.limit),
+        (ma.M_DIGEST_MISMATCH, _is_mismatch(stats.config_digest, proxy, workers)),
+        (ma.M_PROXY_UP, proxy.is_alive(now)),
     ):
         yield from _one(metric, (((), number),))
     for metric, of in (
-        (m.M_LOCAL, "now"),
-        (m.M_LOCAL_LIMIT, "limit"),
-        (m.M_LOCAL_REFUSED, "refused"),
+        (ma.M_LOCAL, "now"),
+        (ma.M_LOCAL_LIMIT, "limit"),
+        (ma.M_LOCAL_REFUSED, "refused"),
     ):
         yield from _one(metric, (((name,), getattr(bound, of)) for name, bound in stats.local.items()))
     reloads = {"agentd": stats.reload, **({"proxy": proxy.reload} if proxy.is_mapped else {})}.items()
-    yield from _one(m.M_RELOADS, (((name, w), getattr(r, w)) for name, r in reloads for w in _RELOAD_RESULTS))
-    yield from _one(m.M_RELOAD_OK, (((name,), not r.has_failed) for name, r in reloads))
+    yield from _one(ma.M_RELOADS, (((name, w), getattr(r, w)) for name, r in reloads for w in _RELOAD_RESULTS))
+    yield from _one(ma.M_RELOAD_OK, (((name,), not r.has_failed) for name, r in reloads))
     began_s = sources.wall_s() - now / S  # of the monotonic clock
-    yield from _one(m.M_RELOAD_AT, (((name,), began_s + r.applied_ns / S) for name, r in reloads if r.applied_ns))
+    yield from _one(ma.M_RELOAD_AT, (((name,), began_s + r.applied_ns / S) for name, r in reloads if r.applied_ns))
     states = [worker.state.word if worker.is_live(now) else "stale" for worker in workers]
     words = (WorkerState.STARTING.word, WorkerState.READY.word, WorkerState.DRAINING.word, "stale")
-    yield from _one(m.M_WORKERS, (((word,), states.count(word)) for word in words))
-    yield from _one(m.M_BUILD, (((stats.version, platform.python_version()), 1),))
+    yield from _one(ma.M_WORKERS, (((word,), states.count(word)) for word in words))
+    yield from _one(ma.M_BUILD, (((stats.version, platform.python_version()), 1),))
 
 
 _RELOAD_RESULTS: Final = [result.word for result in ReloadResult if result]
@@ -296,7 +306,7 @@ def _of_processes(proxy: ProxyView) -> Iterator[str]:
     if proxy.pid:
         found.append(("proxy", "", proxy.pid))
     found.extend(("worker", str(worker.slot), worker.pid) for worker in proxy.workers() if worker.pid)
-    for metric, read in ((m.M_RSS, _rss_bytes), (m.M_FDS, _open_fds), (m.M_MAX_FDS, _max_fds)):
+    for metric, read in ((ma.M_RSS, _rss_bytes), (ma.M_FDS, _open_fds), (ma.M_MAX_FDS, _max_fds)):
         numbers = ((process, slot, read(pid)) for process, slot, pid in found)
         yield from _one(metric, (((process, slot), n) for process, slot, n in numbers if n is not None))
 
@@ -325,9 +335,9 @@ def _max_fds(pid: int) -> int | None:
 
 def _of_reports(agents: Sequence[AgentStats]) -> Iterator[str]:
     reports = [(agent.name, agent.reported) for agent in agents if agent.reported is not None]
-    yield from _one(m.A_SERIES, (((agent,), len(totals.series)) for agent, totals in reports))
+    yield from _one(ma.A_SERIES, (((agent,), len(totals.series)) for agent, totals in reports))
     reasons = [(agent, (("limit", t.over_limit), ("malformed", t.malformed))) for agent, t in reports]
-    yield from _one(m.A_SERIES_DROPPED, (((agent, word), count) for agent, pairs in reasons for word, count in pairs))
+    yield from _one(ma.A_SERIES_DROPPED, (((agent, word), count) for agent, pairs in reasons for word, count in pairs))
     owners: dict[str, tuple[m.Kind, str]] = {}  # of each name that a line begins with
     families: dict[tuple[m.Kind, str], list[tuple[str, Key, Value]]] = {}
     for agent, totals in reports:
@@ -340,7 +350,7 @@ def _of_reports(agents: Sequence[AgentStats]) -> Iterator[str]:
             families.setdefault(owner, []).append((agent, key, value))
         yield ""
     for (kind, own_name), series in families.items():
-        name = m.REPORTED_PREFIX + own_name + _ENDINGS[kind][0]
+        name = ma.REPORTED_PREFIX + own_name + _ENDINGS[kind][0]
         yield _head(name, kind, "Reported by agents.")
         for agent, key, value in series:
             yield from _of_report(name, agent, key, value)

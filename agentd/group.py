@@ -19,8 +19,10 @@ import msgspec
 from agentd.call import Asked, Call, CallState
 from shared.decision import ALLOW, Answer, Decision, FailureMode, Outcome, Verb, merge, on_failure
 from shared.defaults import MERGES_REMEMBERED
+from shared.events import CHUNKED, EventKind
 from shared.plan import Plan
 from shared.wire.envelope import CancelReason
+from shared.wire.verdict import HEAD, HEAD_AND_HOST, Question
 
 if TYPE_CHECKING:
     from agentd.dispatcher import Dispatcher, Worker
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 _QUEUED, _SENT, _ENDED = CallState.QUEUED, CallState.SENT, CallState.ENDED
 _ALLOWS, _BLOCKS, _DECISION = Verb.ALLOW, Verb.BLOCK, Outcome.DECISION
 # Observers that were not asked say nothing about the request: counted by the lane, not audited.
-_UNASKED = frozenset((Outcome.QUEUE_FULL, Outcome.BREAKER_OPEN, Outcome.DISCONNECTED, Outcome.CANCELLED))
+_UNASKED = frozenset(
+    (Outcome.QUEUE_FULL, Outcome.BREAKER_OPEN, Outcome.DISCONNECTED, Outcome.CANCELLED, Outcome.BODY_TOO_LARGE)
+)
+_HEADS = (EventKind.REQUEST_HEADERS, EventKind.RESPONSE_HEADERS, EventKind.REQUEST_COMPLETE)  # screened alike
 
 
 Merges = dict[object, tuple[Decision, list[Decision]]]
@@ -43,11 +48,17 @@ class ResolvedPlan:
         "asked",
         "enforcing_mask",
         "full_mask",
+        "has_body",
         "is_sequential",
+        "is_simple",
+        "is_told",
         "kind",
+        "may_set_host",
         "merges",
         "modes",
         "names",
+        "number",
+        "question",
         "route",
         "row",
         "timeout_ns",
@@ -60,12 +71,20 @@ class ResolvedPlan:
         row: "dict[int, tuple[int, EventGroup]]",
         memory: "dict[object, Merges] | None" = None,
     ) -> None:
+        self.number = plan.number
         self.route = plan.route
         self.kind = plan.kind
+        self.may_set_host = plan.may_set_host
+        self.has_body = plan.kind in CHUNKED  # then each event has a question of its own
+        self.is_told = plan.kind is EventKind.REQUEST_COMPLETE
+        self.question = Question(plan.kind, plan.may_set_host)
+        if plan.kind in _HEADS:
+            self.question = HEAD_AND_HOST if plan.may_set_host else HEAD
         self.is_sequential = plan.sequential
         self.timeout_ns = plan.timeout_ns
         self.full_mask = plan.full_mask
         self.enforcing_mask = plan.enforcing_mask
+        self.is_simple = plan.full_mask == plan.enforcing_mask and not plan.sequential
         self.row = row
         self.asked = asked
         self.names = tuple(one.agent for one in asked)
@@ -78,7 +97,8 @@ class ResolvedPlan:
         """`merge` of what every agent said, allows all, with a memory: agents repeat themselves (0.3 us, not 2).
 
         By identity, which is safe because what is remembered is kept; verdicts that repeat are one object
-        (agentd/transport/verdicts.py).
+        (agentd/transport/verdicts.py). Only of whole chains: the place in `decisions` is that in the plan, which masks
+        and editor of a chunk are named by.
         """
         key = id(decisions[0]) if len(decisions) == 1 else tuple(map(id, decisions))
         known = self.merges.get(key)
@@ -112,6 +132,9 @@ class EventGroup(msgspec.Struct, eq=False):
     pending: int = 0  # enforcing agents that have not answered, asked or not
     observing: int = 0
     at: int = 0  # sequential: next place in the chain
+    question: Question = HEAD
+    body: bytes | memoryview | None = None  # until all are asked
+    body_bytes: int = 0  # its length
 
     @property
     def is_awaited(self) -> bool:
@@ -122,23 +145,25 @@ class EventGroup(msgspec.Struct, eq=False):
         """Send the event to whom the mask names; the deadline is in the future."""
         mask = self.mask
         plan = self.plan
+        if plan.is_simple and mask == plan.full_mask:
+            self.pending = len(plan.asked)
+            for asked in plan.asked:
+                self._submit(asked, now)
+                if self.is_decided:
+                    break
+            self.event = b""
+            self.body = None
+            return
         enforcing = mask & plan.enforcing_mask
         self.pending = enforcing.bit_count()
-        if enforcing == mask and enforcing and not plan.is_sequential:
-            is_for_all = mask == plan.full_mask
-            for asked in plan.asked:
-                if is_for_all or mask >> asked.index & 1:
-                    self._submit(asked, now)
-                    if self.is_decided:
-                        break
-            self.event = b""
-            return
         observers = [asked for asked in plan.asked if asked.is_observer and mask >> asked.index & 1]
         self.observing = len(observers) + 1  # one more until all are submitted, so that none closes the group
         for asked in observers:
             self._submit(asked, now)
         if not enforcing:
             self.is_decided = True
+            if plan.has_body:
+                self.worker.reply(self.event_id, ALLOW)  # not awaited, but until then it counts as on its way to us
         elif plan.is_sequential:
             self._submit_next(now)
         else:
@@ -146,12 +171,14 @@ class EventGroup(msgspec.Struct, eq=False):
                 if enforcing >> asked.index & 1 and not self.is_decided:
                     self._submit(asked, now)
             self.event = b""
+        self.body = None  # what has a body is never asked in sequence
         self._observer_ended(now)
 
     def too_late(self, now: int) -> None:
         """The event arrived after its deadline: nobody is asked, observers neither."""
         enforcing = self.mask & self.plan.enforcing_mask
         self.mask = enforcing
+        self.body = None
         self.pending = enforcing.bit_count()
         if not enforcing:
             self.is_decided = True
@@ -166,8 +193,8 @@ class EventGroup(msgspec.Struct, eq=False):
     def ended(self, call: Call, now: int) -> None:
         """A lane tells how one of our calls ended."""
         if call.asked.is_observer:
-            if call.outcome not in _UNASKED and not _is_plain_allow(call):
-                self.is_eventful = True
+            if not call.asked.is_told:
+                self._observed(call)
             self._observer_ended(now)
             return
         if self.is_decided:
@@ -202,6 +229,7 @@ class EventGroup(msgspec.Struct, eq=False):
         self.is_decided = True
         self.plan.row.pop(self.event_id, None)
         self.event = b""
+        self.body = None
         for call in list(self.calls):
             if call is None or call.asked.lane is None or call.state not in (_QUEUED, _SENT):
                 continue
@@ -232,6 +260,9 @@ class EventGroup(msgspec.Struct, eq=False):
             deadline_ns if is_timed else self.deadline_ns,
             self.exchange_key,
         )
+        if self.question is not HEAD:
+            call.question = self.question
+            call.body = self.body
         if lane is None:
             self._unasked(call, Outcome.DISCONNECTED, "no agent of this name", now)
             return
@@ -311,7 +342,21 @@ class EventGroup(msgspec.Struct, eq=False):
                 decisions.append(cast(Decision, screened.decision))
             else:
                 return plan.merged(decisions)
+        if plan.has_body:
+            self._mark_clash()
         return merge(self._answers(), plan.modes, plan.names, plan.kind)
+
+    def _mark_clash(self) -> None:
+        """Two mutations of one chunk: `merge` lets the first act, and the audit tells of the others."""
+        first = ""
+        for call in self.calls:
+            decision = call.screened.decision if call is not None and call.screened is not None else None
+            if call is None or call.asked.is_observer or decision is None or not _edits(decision):
+                continue
+            if first:
+                self.is_eventful = True
+                call.outcome, call.message = Outcome.MALFORMED, f"mutates a chunk that {first} mutates already"
+            first = first or call.asked.agent
 
     def _answers(self) -> list[Answer | None]:
         answers: list[Answer | None] = []
@@ -323,12 +368,29 @@ class EventGroup(msgspec.Struct, eq=False):
                 answers.append(Answer(call.outcome if decision is None else _DECISION, decision))
         return answers
 
+    def _observed(self, call: Call) -> None:
+        """What an observer said: worth a record if it would have changed something; its skip_body alone acts."""
+        screened = call.screened
+        decision = screened.decision if screened is not None else None
+        if screened is None or decision is None:
+            if call.outcome not in _UNASKED:
+                self.is_eventful = True
+            return
+        if screened.audit is not None or screened.refused_ops:
+            self.is_eventful = True
+        if decision is ALLOW:
+            return
+        chunk = decision.chunk
+        if chunk is None or _edits(decision) or decision.request_ops or decision.response_ops:
+            self.is_eventful = True
+        if chunk is not None and chunk.skip:
+            self.worker.remember_skip(self.exchange_id, self.plan.number, call.asked.index)
+
     def _observer_ended(self, now: int) -> None:
         self.observing -= 1
         if not self.observing and self.is_decided:
             self.dispatcher.closed(self, now)
 
 
-def _is_plain_allow(call: Call) -> bool:
-    screened = call.screened
-    return screened is not None and screened.decision is ALLOW and screened.audit is None and not screened.refused_ops
+def _edits(decision: Decision) -> bool:
+    return decision.chunk is not None and decision.chunk.editor >= 0

@@ -104,9 +104,7 @@ class HealthSource:
             needed = readiness.is_required(agent, config)
             row, latency_ms = rows.get(agent.name), self._latency_ms(agent.name)
             components.append(readiness.agent_component(agent.name, row, needed, now, stamp, latency_ms))
-        components += [
-            readiness.upstream_component(name, seen, now, stamp) for name in readiness.used_upstreams(config)
-        ]
+        components += readiness.upstream_components(config, seen, now, stamp)
         components.append(readiness.config_component(self.digest, seen, now, stamp, self.reload()))
         components.append(self._audit(now, stamp))
         components.append(memory_component(stamp(now), [row.pid for row in seen.workers] if seen else []))

@@ -1,12 +1,14 @@
 """Where the workers' messages arrive and their answers leave.
 
-    DEALER of a worker --ipc, mode 0600--> ROUTER --Pump--> records --> Dispatcher
+    DEALER of a worker --ipc, mode 0600--> ROUTER --Pump--> records [, bodies] --> Dispatcher
                        <--one message per loop tick and worker--       decisions
+                       <--records, bodies: apart from the others--     those with long replacements
 
 A worker is whoever the kernel says runs as our own user (or root): others are cut at accept, and
 REGISTER is taken only from a connection that is known by that. What cannot be read is counted, logged
 with the peer and dropped; a peer unknown to us is told to register again. When a worker's connection
-dies, all it waits for is cancelled at once. Nothing is decided here about events.
+dies, all it waits for is cancelled at once. Bodies are passed on as views of the frames that they came in. Nothing
+is decided here about events.
 
 Kind: IO.
 """
@@ -19,25 +21,33 @@ import msgspec
 import zmq
 
 from agentd.dispatcher import Dispatcher, Worker
+from agentd.frames import uncopied
 from agentd.peers import Loop, Peer, Peers
+from agentd.tokens import TokenTotals
 from shared import log
 from shared.clock import MS
-from shared.decision import Decision
+from shared.decision import ALLOW, ChunkAction, Decision, Outcome, Verb, on_failure
 from shared.defaults import (
     HELLO_WITHIN_MS,
+    HOP_BODIES_BYTES,
+    HOP_BODY_FRAME_BYTES,
     HOP_HWM,
+    HOP_LINGER_MS,
     HOP_MAX_MESSAGE_BYTES,
     WIRE_VERSION,
     WORKER_SLOTS,
     ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
+from shared.events import EventKind
 from shared.pump import Pump, Turn, receive_frames
 from shared.wire.envelope import (
+    NO_BODY,
     UNKNOWN_RECORD,
     RecordType,
     Registered,
     pack_decision,
+    pack_decision_body,
     pack_registered,
     records,
     unpack_cancel,
@@ -47,6 +57,7 @@ from shared.wire.envelope import (
 )
 
 _EVENT = int(RecordType.EVENT)
+_REPLACE = ChunkAction.REPLACE
 _OTHER_VERSION = "other version"  # owner of a connection that is left alone, but not served
 _PEERS_MAX = 2 * WORKER_SLOTS  # a reload starts new workers before the old ones are gone
 
@@ -54,7 +65,7 @@ _PEERS_MAX = 2 * WORKER_SLOTS  # a reload starts new workers before the old ones
 class Link:
     """One registered worker's connection, and what leaves for it at the end of this tick."""
 
-    __slots__ = ("_ingress", "identity", "out", "peer", "table", "worker")
+    __slots__ = ("_ingress", "bodies", "body_out", "body_out_bytes", "identity", "out", "peer", "table", "worker")
 
     def __init__(self, ingress: "Ingress", identity: bytes, peer: Peer, table: bytes) -> None:
         self._ingress = ingress
@@ -62,17 +73,37 @@ class Link:
         self.peer = peer
         self.table = table  # its REGISTER, to tell a repetition from a change
         self.out: list[bytes] = []
+        self.body_out: list[bytes] = []  # records whose bodies are frames of the same message
+        self.bodies: list[bytes] = []
+        self.body_out_bytes = 0
         self.worker: Worker  # set by whoever made us, at once: it needs our `reply`
 
     def reply(self, event_id: int, decision: Decision) -> None:
         """Queue a decision for this tick's message."""
         out = self.out
-        if not out:
+        if not out and not self.body_out:
             self._ingress.schedule(self)
+        chunk = None if decision is ALLOW else decision.chunk
+        if chunk is not None and chunk.action is _REPLACE and len(decision.body) >= HOP_BODY_FRAME_BYTES:
+            self._reply_with_body(event_id, decision)
+            return
         record = pack_decision(event_id, decision)
-        if len(record) > HOP_MAX_MESSAGE_BYTES:  # a refusal must arrive, if need be without its page
-            record = pack_decision(event_id, msgspec.structs.replace(decision, body=b""))
+        if len(record) > HOP_MAX_MESSAGE_BYTES:
+            record = pack_decision(event_id, _shortened(decision))
         out.append(record)
+
+    def _reply_with_body(self, event_id: int, decision: Decision) -> None:
+        record = pack_decision_body(event_id, decision, len(self.bodies))
+        size = len(record) + len(decision.body)
+        if size > HOP_MAX_MESSAGE_BYTES:
+            self.out.append(pack_decision(event_id, _shortened(decision)))
+            return
+        if self.body_out and self.body_out_bytes + size > HOP_BODIES_BYTES:
+            self._ingress.send_bodies(self)
+            record = pack_decision_body(event_id, decision, 0)
+        self.body_out.append(record)
+        self.bodies.append(decision.body)
+        self.body_out_bytes += size
 
 
 class Ingress:
@@ -101,6 +132,7 @@ class Ingress:
         self.unknown = 0  # messages of peers that have not registered
         self.replies_dropped = 0  # the worker does not read, or is gone
         self.links: dict[bytes, Link] = {}
+        self.tokens = TokenTotals()
         self._loop = loop
         self._turn = turn = turn if turn is not None else Turn(loop)
         self._dispatcher = dispatcher
@@ -137,6 +169,7 @@ class Ingress:
             again=zmq.Again,
             error=zmq.ZMQError,
             receive=receive_frames(self._socket),
+            linger_ms=HOP_LINGER_MS,
             turn=turn,
         )
 
@@ -178,6 +211,7 @@ class Ingress:
         if len(frames) < 2 or (len(frames) > 2 and sum(map(len, frames)) > HOP_MAX_MESSAGE_BYTES):
             self._bad(link, identity, f"message of {len(frames)} frames and {sum(map(len, frames))} bytes")
             return
+        used: set[int] = set()  # body frames
         try:
             for kind, rest in records(frames[1].buffer):
                 if link is None and kind != RecordType.REGISTER:
@@ -186,7 +220,11 @@ class Ingress:
                     return
                 try:
                     if kind == _EVENT and link is not None:
-                        self._dispatcher.event(link.worker, unpack_event(rest))
+                        event = unpack_event(rest)
+                        if event.body_frame == NO_BODY:
+                            self._dispatcher.event(link.worker, event)
+                        else:
+                            self._dispatcher.event(link.worker, event, _body(event.body_frame, frames, used))
                     else:
                         link = self._other(kind, rest, link, identity, frames[1])
                 except WireError as error:
@@ -207,6 +245,8 @@ class Ingress:
             self._dispatcher.end(link.worker, unpack_end(rest))
         elif kind == RecordType.AUDIT:
             self._on_audit(bytes(rest))
+        elif kind == RecordType.TOKENS:
+            self.tokens.told(rest)
         return link  # an unknown type is a newer worker's: skipped
 
     def _register(self, rest: bytes | memoryview, link: Link | None, identity: bytes, frame: zmq.Frame) -> Link | None:
@@ -245,9 +285,20 @@ class Ingress:
         dirty, self._dirty = self._dirty, []
         for link in dirty:
             out, link.out = link.out, []
-            for message, count in _split(out):
-                if not self._pump.send((link.identity, message)):
-                    self.replies_dropped += count
+            if out:
+                for message, count in _split(out):
+                    if not self._pump.send((link.identity, message)):
+                        self.replies_dropped += count
+            if link.body_out:
+                self.send_bodies(link)
+
+    def send_bodies(self, link: Link) -> None:
+        """Send the decisions that have frames of their own, now: one more would be too much for a message."""
+        out, link.body_out = link.body_out, []
+        bodies, link.bodies = link.bodies, []
+        link.body_out_bytes = 0
+        if not self._pump.send((link.identity, b"".join(out), *map(uncopied, bodies))):
+            self.replies_dropped += len(out)
 
     # --- peers ------------------------------------------------------------------------------------
 
@@ -271,6 +322,29 @@ class Ingress:
         self.malformed += 1
         peer = str(link.peer) if link is not None else f"unregistered {identity[:40]!r}"
         self._log.line(log.WARNING, "unusable message from a worker", peer=peer, reason=why)
+
+
+def _body(number: int, frames: Sequence[Any], used: set[int]) -> memoryview | None:
+    """A view of the event's body frame; an empty one is none."""
+    if number >= len(frames) - 2:
+        raise WireError(f"event names body frame {number}, the message has {len(frames) - 2}")
+    if number in used:
+        raise WireError(f"event names body frame {number}, which another event has")
+    used.add(number)
+    view: memoryview = frames[number + 2].buffer
+    return view if len(view) else None
+
+
+def _shortened(decision: Decision) -> Decision:
+    """What arrives of one too long for a message: a refusal without its page; an allow that cannot be told is none."""
+    if decision.verb is Verb.ALLOW:
+        refusal = on_failure(Outcome.MALFORMED, "closed", EventKind.RESPONSE_BODY_CHUNK, decision.agent)
+        assert refusal is not None
+        return refusal
+    short = msgspec.structs.replace(decision, body=b"")
+    if len(pack_decision(0, short)) > HOP_MAX_MESSAGE_BYTES:
+        short = msgspec.structs.replace(short, headers=(), response_ops=())
+    return short
 
 
 def _split(out: Sequence[bytes]) -> list[tuple[bytes, int]]:

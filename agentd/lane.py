@@ -11,9 +11,12 @@ creates a task or owns a timer. A call that enters by `submit` ends exactly once
              permit free? --no--> queue --full--> QUEUE_FULL
                   |                 |  woken by whatever gives a permit back, or expired
                   v                 v
-             instance.send --False everywhere--> QUEUE_FULL
+             instance.send --False everywhere--> QUEUE_FULL (or BODY_TOO_LARGE for all of them)
                   |
              answered | failed | timed_out | instance_down | cancel
+
+An event that is told (request_complete) asks nothing: it takes no permit, moves nothing, and is dropped where there
+is no room; only a lockstep connection has to be free for it.
 
 Only what was really sent can blame the agent. A permit is back when the call ends for us, except on a
 lockstep connection: there a cancelled call is HELD, with its permit, until released() or its deadline.
@@ -33,11 +36,11 @@ from shared.config.schema import Agent
 from shared.deadlines import Deadlines
 from shared.decision import Outcome
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 
 _QUEUED, _SENT, _HELD, _ENDED = CallState.QUEUED, CallState.SENT, CallState.HELD, CallState.ENDED
 _DECISION = Outcome.DECISION
-_QUEUE_FULL = Outcome.QUEUE_FULL
+_QUEUE_FULL, _BODY_TOO_LARGE = Outcome.QUEUE_FULL, Outcome.BODY_TOO_LARGE
 
 
 class Lane:
@@ -121,6 +124,7 @@ class Lane:
         call.state = _HELD
         if not instance.cancel(call, reason):
             if call.state is _HELD:  # else the transport gave up the connection meanwhile
+                call.body = None
                 self.held[call.number] = call
                 self._alarm.by(call.deadline_ns)
             return
@@ -137,8 +141,8 @@ class Lane:
         instance = call.instance
         assert instance is not None
         self._take_back(call)
-        if self.pool.let_down(instance) and call.permit is not None:  # its first timeout has told the breaker
-            call.permit.release(now)
+        if not call.asked.is_told and self.pool.let_down(instance) and call.permit is not None:
+            call.permit.release(now)  # its first timeout has told the breaker
             call.permit = None
         call.state = _ENDED  # the transport may take the whole instance down now
         instance.cancel(call, CancelReason.TIMEOUT)
@@ -302,14 +306,17 @@ class Lane:
             and self._send(call, now)
         ):
             return
-        if self._queue.length >= self.settings.max_queue:
+        if not self._queue.has_room(call, self.settings.max_queue, self.settings.max_outstanding_bytes):
             self._refuse(call, Outcome.QUEUE_FULL, now, "queue is full")
             return
-        self.ledger.queued_total += 1
+        self.ledger.queued_total += not call.asked.is_told
         self._queue.add(call)
 
     def _observe(self, call: Call, now: int) -> None:
         """An observer's call: now or not at all, and only to an agent that is well."""
+        if call.asked.is_told:
+            self._tell(call, now)
+            return
         outcome, message = Outcome.QUEUE_FULL, "no free permit for an observer"
         if not self.breaker.is_closed:
             outcome, message = Outcome.BREAKER_OPEN, "breaker is open"
@@ -325,11 +332,33 @@ class Lane:
             return
         self._end(call, outcome, now, message)
 
+    def _tell(self, call: Call, now: int) -> None:
+        """request_complete: nobody waits, and where there is no room it is dropped."""
+        pool = self.pool
+        outcome, message = Outcome.DISCONNECTED, "no live instance"
+        if not self.breaker.is_closed:
+            outcome, message = Outcome.BREAKER_OPEN, "breaker is open"
+        elif call.exchange_key is not None and not pool.follow(call):
+            message = "the request's instance is gone"
+        elif pool.instances:
+            instance = call.instance or pool.choose() or pool.somebody()
+            if instance is not None and instance.is_lockstep:
+                self._place(call, now)
+                return
+            if instance is not None and instance.tell(call):
+                outcome, message = _DECISION, ""
+                call.instance, call.sent_ns = instance, now
+            else:
+                outcome, message = _QUEUE_FULL, "no room for what needs no answer"
+        self._end(call, outcome, now, message)
+
     def _send(self, call: Call, now: int) -> bool:
         """Hand it to its pinned instance or to the best free one. False = it has to wait.
 
-        When every instance that is free says that its socket is full, the call ends here as QUEUE_FULL.
+        When every instance that is free says that its socket is full, the call ends here as QUEUE_FULL; when its body
+        is longer than any of them takes, as BODY_TOO_LARGE.
         """
+        body = call.body
         pinned = call.instance
         if pinned is None:
             instance = self.pool.choose()
@@ -337,12 +366,18 @@ class Lane:
             instance = pinned if len(pinned.calls) < pinned.limit else None
         full: tuple[Instance, ...] = ()
         while instance is not None:
+            if body is not None and len(body) > instance.max_body_bytes:
+                full += (instance,)
+                instance = None if pinned is not None else self.pool.choose(full)
+                continue
             call.state = _SENT
             call.instance = instance
             call.sent_ns = now
             instance.calls[call.call_id] = call
             self.in_flight += 1
             if instance.send(call):
+                if body is not None:
+                    self.ledger.body_bytes_sent += len(body)
                 if call.exchange_key is not None:
                     self.pool.pin(call.exchange_key, instance)
                 return True
@@ -356,7 +391,10 @@ class Lane:
             instance = None if pinned is not None else self.pool.choose(full)
         if not full:
             return False
-        self._refuse(call, Outcome.QUEUE_FULL, now, "its socket is full")
+        if body is not None and all(len(body) > instance.max_body_bytes for instance in full):
+            self._refuse(call, _BODY_TOO_LARGE, now, "the body is longer than its instance takes")
+        else:
+            self._refuse(call, _QUEUE_FULL, now, "its socket is full")
         return True
 
     def _wake(self, now: int) -> None:
@@ -380,7 +418,8 @@ class Lane:
 
     def _is_admitted(self, call: Call, now: int) -> bool:
         """Whether the breaker still wants it: a permit of an earlier state is exchanged for a new one."""
-        assert call.permit is not None
+        if call.permit is None:  # a lockstep agent's request_complete
+            return self.breaker.is_closed
         if call.permit.is_current:
             return True
         permit = self.breaker.admit(now)
@@ -418,8 +457,8 @@ class Lane:
         if permit is not None:
             if outcome is _DECISION:
                 permit.success(now)
-            elif outcome is _QUEUE_FULL:
-                permit.release(now)  # its socket took no more after all: it was never asked (semantics 8)
+            elif outcome is _QUEUE_FULL or outcome is _BODY_TOO_LARGE:
+                permit.release(now)  # its socket did not take it after all: it was never asked (semantics 8)
             else:
                 permit.failure(now)
         self._end(call, outcome, now, message)
@@ -447,6 +486,7 @@ class Lane:
         call.state = _ENDED
         call.ended_ns = now
         call.event = b""  # a view keeps the worker's whole message alive
+        call.body = None
         self.ledger.add(call)
         instance = call.instance
         if instance is not None and instance.is_draining:

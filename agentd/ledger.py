@@ -28,7 +28,11 @@ class Ledger:
 
     __slots__ = (
         "_not_before_ns",
+        "body_bytes_received",
+        "body_bytes_sent",
         "buckets",
+        "completions_dropped",
+        "completions_sent",
         "duration_ns_total",
         "late_verdicts",
         "observed",
@@ -42,6 +46,10 @@ class Ledger:
         self.outcomes = [0] * len(Outcome)
         self.observed = [0] * len(Outcome)
         self.late_verdicts = 0
+        self.completions_sent = 0  # of request_complete, which is no call
+        self.completions_dropped = 0
+        self.body_bytes_sent = 0  # beside events
+        self.body_bytes_received = 0  # of replacements
         self.queued_total = 0
         self.queue_ns_total = 0
         self.buckets = [0] * DURATION_BUCKETS  # of calls sent and not cancelled, from sending to end; not cumulative
@@ -54,10 +62,16 @@ class Ledger:
         """A call that has just ended; `outcome`, `ended_ns` and the rest are set."""
         outcome, asked = call.outcome, call.asked
         if asked.is_observer:
+            if asked.is_told:
+                if call.sent_ns:
+                    self.completions_sent += 1
+                else:
+                    self.completions_dropped += 1
+                return
             self.observed[outcome] += 1
         else:
             self.outcomes[outcome] += 1
-        if outcome is _BREAKER_OPEN or outcome is _QUEUE_FULL:
+        if outcome is not _DECISION and (outcome is _BREAKER_OPEN or outcome is _QUEUE_FULL):
             return
         ended_ns, sent_ns, instance = call.ended_ns, call.sent_ns, call.instance
         if sent_ns:
@@ -83,6 +97,8 @@ class Ledger:
             "outcomes": {outcome.word: self.outcomes[outcome] for outcome in Outcome},
             "observed": {outcome.word: self.observed[outcome] for outcome in Outcome},
             "late_verdicts": self.late_verdicts,
+            "completions": {"sent": self.completions_sent, "dropped": self.completions_dropped},
+            "body_bytes": {"sent": self.body_bytes_sent, "received": self.body_bytes_received},
             "queued_total": self.queued_total,
             "queue_ms_total": self.queue_ns_total / MS,
             "duration_ms_total": self.duration_ns_total / MS,

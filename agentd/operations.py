@@ -27,6 +27,7 @@ from agentd.publish import Publisher
 from agentd.registry import Registry, Seat
 from agentd.reload import Reloading
 from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding, snapshot
+from agentd.tokens import TokenTotals
 from shared import readiness
 from shared.clock import MS, S
 from shared.config.schema import CircuitBreaker
@@ -61,6 +62,7 @@ class Ingress(Protocol):
     malformed: int
     unknown: int
     replies_dropped: int
+    tokens: TokenTotals
 
     def local_connections(self) -> tuple[int, int, int]:
         """(open, how many there may be, refused)."""
@@ -168,6 +170,7 @@ class Operations:
             audit_queued=Bound(queued, max_records, dropped),
             audit_bytes=Bound(queued_bytes, max_bytes),
             sessions_refused=self._registry.refused,
+            tokens=self._ingress.tokens.rows(),
         )
 
     def _one_by_one(self) -> Iterator[AgentStats | None]:
@@ -332,6 +335,7 @@ def _instance(row: Mapping[str, Any], seat: Seat | None) -> wire.Instance:
             "outstanding_bytes": session.unread_bytes,
             "outstanding_messages": session.unread_messages,
             "sends_refused": session.sends_refused,
+            "health_message": session.health_message,
         }
     return msgspec.convert(row, wire.Instance)
 

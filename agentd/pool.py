@@ -74,6 +74,11 @@ class Pool:
                 best, best_score = instance, score
         return best
 
+    def somebody(self) -> Instance | None:
+        """An instance for an event that takes no place in it and belongs to none; None = all are paused or leave."""
+        able = [one for one in self.instances if not one.is_paused and not one.is_draining]
+        return min(able, key=lambda one: len(one.calls) / one.limit, default=None)
+
     def let_down(self, instance: Instance) -> bool:
         """A call to it timed out. True = it was known to hang, and others are trusted: nothing new about the agent."""
         owes = instance.owes
@@ -127,11 +132,12 @@ class Queue:
     """Calls without a permit, oldest first: in one row for any instance (None), in one more for each
     instance that exchanges are pinned to, so that a busy instance holds up only what must go there."""
 
-    __slots__ = ("_rows", "length")
+    __slots__ = ("_rows", "body_bytes", "length")
 
     def __init__(self) -> None:
         self._rows: dict[Instance | None, dict[int, Call]] = {}
         self.length = 0
+        self.body_bytes = 0
 
     def __iter__(self) -> Iterator[Call]:
         for row in self._rows.values():
@@ -141,6 +147,19 @@ class Queue:
         """At the end of the row of `call.instance`."""
         self._rows.setdefault(call.instance, {})[call.number] = call
         self.length += 1
+        if call.body is not None:
+            self.body_bytes += len(call.body)
+
+    def has_room(self, call: Call, max_calls: int, max_body_bytes: int) -> bool:
+        """Whether it may wait. What needs no answer gets half the queue: no request shall be refused for it.
+
+        Bodies that wait are bounded as those are that were sent; one alone always may.
+        """
+        if call.asked.is_told:
+            return 2 * self.length < max_calls
+        if call.body is not None and self.length and self.body_bytes + len(call.body) > max_body_bytes:
+            return False
+        return self.length < max_calls
 
     def remove(self, call: Call) -> None:
         """It has its turn, or nobody waits for it any more."""
@@ -149,6 +168,8 @@ class Queue:
         if not row:
             del self._rows[call.instance]
         self.length -= 1
+        if call.body is not None:
+            self.body_bytes -= len(call.body)
 
     def row(self, instance: Instance | None) -> list[Call]:
         """Who waits for this one (None: for anyone)."""

@@ -74,6 +74,9 @@ def would_have(decision: Decision) -> dict[str, Any]:
         told["status"] = decision.status
     if decision.headers:
         told["headers"] = [list(pair) for pair in decision.headers]
+    chunk = decision.chunk
+    if chunk is not None and chunk.editor >= 0:
+        told["mutation"] = chunk.action.name.lower()
     if decision.body:
         told["body_bytes"] = len(decision.body)
     if decision.request_ops:

@@ -178,7 +178,7 @@ class Registry:
             return No(RefuseCode.NOT_ALLOWED, f'uid {uid} may not register as "{hello.agent}" (allow_users)')
         missing = seat.missing_events(hello.events)
         if missing:
-            return No(RefuseCode.MISSING_EVENTS, f"the configuration asks for {', '.join(missing)}")
+            return No(RefuseCode.MISSING_EVENTS, f"HELLO lacks {', '.join(missing)}, which the configuration lists")
         return seat
 
     def admit(self, seat: Seat, session: "V2Session") -> "V2Session | No | None":

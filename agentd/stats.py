@@ -12,6 +12,7 @@ import msgspec
 
 from agentd.reported import ReportedTotals
 from shared.segment import Reload
+from shared.wire.tokens import TokenRow
 
 if TYPE_CHECKING:
     from agentd.lane import Lane
@@ -55,6 +56,8 @@ class AgentStats(msgspec.Struct, frozen=True):
     breaker: str = "closed"  # BreakerState.word
     breaker_openings: int = 0
     late_verdicts: int = 0
+    completions: Mapping[str, int] = {}  # of request_complete: sent, dropped
+    body_bytes: Mapping[str, int] = {}  # sent, received
     garbage: int = 0
     refused_ops: int = 0
     duration_buckets: Sequence[int] = ()  # by shared.metrics.bucket_of
@@ -80,6 +83,8 @@ class AgentStats(msgspec.Struct, frozen=True):
             breaker=lane["breaker"]["state"],
             breaker_openings=lane["breaker"]["opened_total"],
             late_verdicts=lane["late_verdicts"],
+            completions=lane["completions"],
+            body_bytes=lane["body_bytes"],
             duration_buckets=lane["duration_buckets"],
             duration_s_total=lane["duration_ms_total"] / 1000,
             **beside,
@@ -112,6 +117,7 @@ class AgentdStats(msgspec.Struct, frozen=True):
     audit_queued: Bound = Bound()
     audit_bytes: Bound = Bound()
     sessions_refused: Mapping[str, int] = {}  # by code of REFUSE
+    tokens: Sequence[TokenRow] = ()
 
 
 def snapshot(lane: "Lane", now: int) -> dict[str, Any]:

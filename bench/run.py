@@ -21,6 +21,7 @@ import sys
 import time
 from typing import Any
 
+import bodies
 import isolation
 import peers
 from load import NO_WRK, drive, has_wrk
@@ -110,6 +111,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, metavar="N", help="of the peers' comparison (default: 3)")
     add("--isolation", action="store_true", help="only: a fast route beside hung and hostile agents (and the peers')")
     add("--cases", default="", metavar="NAME,...", help=f"with --isolation: which (default: {isolation.NAMES})")
+    add("--bodies", action="store_true", help="only: what a large body costs past one streaming agent")
+    add("--mib", type=int, default=100, help="with --bodies: how large (default: %(default)s)")
     add("--only-peers", action="store_true", help="with --peers: leave our own table out")
     arguments = parser.parse_args(argv)
     for name, quick, thorough in (("dur", 1.0, 3.0), ("conns", "8,64", "1,8,64"), ("rounds", 1, 3)):
@@ -121,6 +124,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--conns: numbers with commas between")
     if not 1 <= arguments.dur <= 60 or not all(1 <= count <= 1_000 for count in arguments.conns):
         parser.error("--dur is from 1 to 60, --conns from 1 to 1000")
+    if not 1 <= arguments.mib <= 4_096:
+        parser.error("--mib is from 1 to 4096")
     if not 1 <= arguments.rounds <= 20:
         parser.error("--rounds is from 1 to 20")
     return arguments
@@ -129,6 +134,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    if arguments.bodies:
+        return bodies.measure(arguments.mib, arguments.rounds, arguments.json)
     if not has_wrk():
         print(NO_WRK, file=sys.stderr)
         return 3

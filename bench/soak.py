@@ -41,6 +41,7 @@ TABLES = (
     "wardgate_requests_pipelined",
     "wardgate_client_buffers_full",
     "wardgate_events_pending",
+    "wardgate_bodies_outstanding_bytes",
     "wardgate_upstream_waiting",
     "wardgate_worker_audit_queued",
     "wardgate_agentd_events_pending",
@@ -76,6 +77,12 @@ timeout_ms = 200
 secret_file = "{dir}/hung.secret"
 circuit_breaker = {{ failure_threshold = 20, timeout_seconds = 2 }}
 [[agents]]
+name = "scan"
+protocol = "zmq-v2"
+events = ["request_body_chunk", "response_body_chunk", "request_complete"]
+timeout_ms = 1000
+secret_file = "{dir}/scan.secret"
+[[agents]]
 name = "tag"
 protocol = "zmq-v1"
 endpoint = "ipc://{dir}/tag.sock"
@@ -83,7 +90,10 @@ connections = 4
 timeout_ms = 1000
 events = ["request_headers", "response_headers"]
 """
-ROUTES = {"none": (), "fast": ("fast",), "hung": ("hung",), "tag": ("tag",)}
+ROUTES = {"none": (), "fast": ("fast",), "hung": ("hung",), "tag": ("tag",), "scan": ("scan",), "whole": ("scan",)}
+MORE = {"scan": 'request_body = "stream"\n', "whole": 'response_body = "buffer"\n'}
+DIALLING = ("fast", "hung", "scan")  # agents over zmq-v2, each with a secret
+AGENTS = (*DIALLING, "tag")
 
 
 class Soak:
@@ -114,31 +124,34 @@ class Soak:
         if name == "tag":
             endpoint = f"ipc://{self.directory}/tag.sock"
             self.start(name, [sys.executable, str(ROOT / "proxy/demo/agents/tag_agent.py"), endpoint])
+        elif name == "scan":
+            argv = agent_argv(self.directory, name)
+            self.start(name, [argv[0], str(HERE / "agents" / "scan_v2.py"), *argv[2:]])
         else:
             self.start(name, agent_argv(self.directory, name), HANG="1" if name == "hung" else "0")
 
     def up(self) -> None:
         """All of it, and an answer on every route."""
         port = self._upstream()
-        for name in ("fast", "hung"):
+        for name in DIALLING:
             path = secret_file(self.directory, name)
             path.write_text(f"secret-of-{name}-{os.getpid()}")
             path.chmod(0o600)
         routes = "".join(
             f'[[routes]]\nname = "{name}"\nupstream = "up"\nmatch = {{ path_prefix = "/{name}/" }}\n'
-            f"filters = [{', '.join(f'{{ agent = {json.dumps(agent)} }}' for agent in agents)}]\n"
+            f"filters = [{', '.join(f'{{ agent = {json.dumps(agent)} }}' for agent in agents)}]\n{MORE.get(name, '')}"
             for name, agents in ROUTES.items()
         )
         config = self.directory / "wardgate.toml"
         config.write_text(CONFIG.format(dir=self.directory, upstream=f"127.0.0.1:{port}") + routes)
         self.start("agentd", agentd_argv(str(config)))
-        for name in ("fast", "hung", "tag"):
+        for name in AGENTS:
             self.start_agent(name)
         self.start("proxy", proxy_argv(str(config)))
         addresses = self.directory / "run" / "proxy.addr"
         self.wait("an address", lambda: addresses.exists() and addresses.read_text().strip() != "")
         self.address = addresses.read_text().split()[0]
-        for name, expected in (("none", 200), ("fast", 200), ("tag", 200), ("hung", 504)):
+        for name, expected in (("none", 200), ("fast", 200), ("tag", 200), ("whole", 200), ("hung", 504)):
             self.wait(f"/{name}/json", lambda name=name, expected=expected: self.status(f"/{name}/json") == expected)
 
     def _upstream(self) -> int:
@@ -165,7 +178,7 @@ class Soak:
                     self.failed.append(said)
 
     def down(self) -> None:
-        for name in ("load", "proxy", "fast", "hung", "tag", "agentd", "upstream"):
+        for name in ("load", "proxy", *AGENTS, "agentd", "upstream"):
             process = self.running.pop(name, None)
             if process is None:
                 continue
@@ -223,7 +236,7 @@ class Soak:
 
     def processes(self) -> Iterator[tuple[str, int]]:
         """(role, pid) of everything of ours, workers apart."""
-        for name in ("agentd", "proxy", "fast", "hung", "tag"):
+        for name in ("agentd", "proxy", *AGENTS):
             process = self.running.get(name)
             if process is not None and process.poll() is None:
                 yield name, process.pid
@@ -247,7 +260,7 @@ class Soak:
         return found
 
 
-ROLES = ("agentd", "proxy", "worker", "fast", "hung", "tag")
+ROLES = ("agentd", "proxy", "worker", *AGENTS)
 HEAD = f"{'s':>6} " + "".join(f"{role:>17}" for role in ROLES) + "   in flight  pending  (MiB of each process, fds)"
 
 

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 PAGES = (
     ("configuration.md", "shared.config.reference", "render_markdown"),
     ("configuration.schema.json", "shared.config.reference", "render_schema"),
-    ("metrics.md", "shared.metrics", "render_markdown"),
+    ("metrics.md", "shared.metrics_agentd", "render_markdown"),
     ("bounds.md", "shared.bounds", "render_markdown"),
 )
 

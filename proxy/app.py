@@ -20,6 +20,7 @@ import zmq
 
 from proxy.dispatch import Dispatch
 from proxy.forwarded import Trust
+from proxy.guardrails.rails import RouteRails
 from proxy.limits import Doors, RouteLimits, limit_specs
 from proxy.outbox import Outbox
 from proxy.plan_view import PlanView
@@ -28,7 +29,8 @@ from proxy.upstream.pool import UpstreamPool
 from shared import log
 from shared.clock import MS, S, now_ns
 from shared.config.load import Loaded
-from shared.config.schema import Route, Server
+from shared.config.schema import Server
+from shared.config.schema_routes import Route
 from shared.defaults import (
     CONNECTION_SWEEP_MS,
     DRAIN_IDLE_S,
@@ -66,6 +68,8 @@ from shared.segment import AgentdView, WorkerSlot
 from shared.wire.audit import AuditRecord, encode
 from shared.wire.envelope import Register
 from shared.wire.messages import route_metadata, timestamp
+from shared.wire.tokens import TokenSums
+from shared.wire.tokens import encode as encode_tokens
 
 if TYPE_CHECKING:
     from proxy.protocol import ProxyProtocol
@@ -76,14 +80,30 @@ class RouteRuntime:
 
     __slots__ = (
         "cells",
+        "complete_view",
+        "decodes",
+        "decodes_requests",
+        "decodes_responses",
         "fallback_host",
+        "fallbacks",
+        "frame_views",
+        "judges_responses",
         "limits",
         "metadata_part",
         "name",
         "pool",
+        "rails",
+        "request_body_views",
+        "request_is_whole",
         "request_view",
+        "response_body_views",
+        "response_is_whole",
         "response_view",
+        "sees_requests",
+        "sees_responses",
         "tally",
+        "views",
+        "websocket",
     )
 
     def __init__(
@@ -92,10 +112,13 @@ class RouteRuntime:
         pool: UpstreamPool,
         fallback_host: str,
         cells: "memoryview[int]",
-        request_view: PlanView | None,
-        response_view: PlanView | None,
+        views: Sequence[PlanView],
+        route: Route,
         limits: RouteLimits | None = None,
+        rails: RouteRails | None = None,
+        fallbacks: tuple[tuple[UpstreamPool, bytes], ...] = (),
     ) -> None:
+        """`views`: the route's plans, in their order."""
         self.name = name
         self.limits = limits
         self.pool = pool
@@ -104,8 +127,32 @@ class RouteRuntime:
         self.cells = cells
         # Counted here per request (a list costs a third of a segment's cell), added to `cells` by the sweep.
         self.tally = [0] * len(cells)
-        self.request_view = request_view
-        self.response_view = response_view
+        self.views = views
+        self.request_view = self._only(EventKind.REQUEST_HEADERS)
+        self.response_view = self._only(EventKind.RESPONSE_HEADERS)
+        self.complete_view = self._only(EventKind.REQUEST_COMPLETE)
+        # Stages, in order; bodies are looked at only where there are any.
+        self.request_body_views = self._of(EventKind.REQUEST_BODY_CHUNK)
+        self.response_body_views = self._of(EventKind.RESPONSE_BODY_CHUNK)
+        self.request_is_whole = route.request_body == "buffer"
+        self.response_is_whole = route.response_body == "buffer"
+        self.decodes = route.decode_bodies
+        self.rails = rails
+        self.fallbacks = fallbacks
+        self.decodes_requests = self.decodes or (rails is not None and bool(rails.prompt))
+        self.judges_responses = rails is not None and bool(rails.completion)  # a guardrail does
+        self.sees_requests = bool(self.request_body_views) or (rails is not None and bool(rails.prompt))
+        self.sees_responses = bool(self.response_body_views) or rails is not None
+        # The meter reads decoded bytes, too, but agents that asked for coded ones get them.
+        self.decodes_responses = self.decodes or self.judges_responses or not self.response_body_views
+        self.frame_views = self._of(EventKind.WEBSOCKET_FRAME)
+        self.websocket = route.websocket
+
+    def _of(self, kind: EventKind) -> tuple[PlanView, ...]:
+        return tuple(view for view in self.views if view.kind is kind)
+
+    def _only(self, kind: EventKind) -> PlanView | None:
+        return next(iter(self._of(kind)), None)
 
     def add_up(self) -> None:
         """Move the counts into the segment."""
@@ -176,6 +223,7 @@ class WorkerContext:
             max_pending=config.runtime.max_pending_events,
             max_audit=config.audit.worker_queue_records,
         )
+        self.tokens = TokenSums()
         self.routes = self._make_routes(loaded, plans)
 
     @classmethod
@@ -207,23 +255,30 @@ class WorkerContext:
         return pools
 
     def _make_routes(self, loaded: Loaded, plans: Sequence[Plan]) -> list[RouteRuntime]:
-        views: dict[tuple[str, EventKind], PlanView] = {
-            (plan.route, plan.kind): self.dispatch.views[plan.number] for plan in plans
-        }
+        views: dict[str, list[PlanView]] = {}
+        for plan in plans:
+            views.setdefault(plan.route, []).append(self.dispatch.views[plan.number])
         rows = {name: row for row, name in enumerate(self._slot.routes())}
-        hosts = {upstream.name: _host_of(upstream.targets[0].address) for upstream in loaded.config.upstreams}
+        hosts = {upstream.name: host_of(upstream.targets[0].address) for upstream in loaded.config.upstreams}
         return [
             RouteRuntime(
                 route.name,
                 self._pools[route.upstream],
                 hosts[route.upstream],
                 self._slot.route_cells(rows[route.name]),
-                views.get((route.name, EventKind.REQUEST_HEADERS)),
-                views.get((route.name, EventKind.RESPONSE_HEADERS)),
+                views.get(route.name, ()),
+                route,
                 self._limits_of(route),
+                self._rails_of(route, views.get(route.name, ())),
+                tuple((self._pools[name], hosts[name].encode()) for name in route.fallback_upstreams),
             )
             for route in loaded.config.routes
         ]
+
+    def _rails_of(self, route: Route, views: Sequence[PlanView]) -> RouteRails | None:
+        if route.guardrails is None:
+            return None
+        return RouteRails(route.name, route.guardrails, views, self.tokens)
 
     def _limits_of(self, route: Route) -> RouteLimits | None:
         if self._limits is None or not (route.rate_limits or route.max_concurrent or route.max_concurrent_per_client):
@@ -251,6 +306,7 @@ class WorkerContext:
             self._timer.cancel()
         self._add_up()
         self._add_up_routes()
+        self._tell_tokens()
         for pool in self._pools.values():
             pool.close()
         self.dispatch.close()
@@ -302,6 +358,7 @@ class WorkerContext:
     def _each_second(self, now: int) -> None:
         self._tell_date()
         self.dispatch.check_segment()
+        self._tell_tokens()
         self._log.tick(now)
         cells = self.cells
         cells[W_LOG_DROPPED] = self._log.suppressed + log.dropped()
@@ -323,6 +380,12 @@ class WorkerContext:
             cells = self._slot.upstream_cells(rows[name])
             if now - max(cells[U_LAST_OK_NS], cells[U_LAST_FAILURE_NS]) >= PROBE_AFTER_S * S:
                 pool.probe()
+
+    def _tell_tokens(self) -> None:
+        if self.dispatch.is_up:
+            rows = self.tokens.take()
+            if rows:
+                self.dispatch.tokens(encode_tokens(rows))
 
     def _tell_date(self) -> None:
         self.date = formatdate(usegmt=True).encode()
@@ -372,7 +435,7 @@ class WorkerContext:
         )
 
 
-def _host_of(address: str) -> str:
+def host_of(address: str) -> str:
     """What Host says for an upstream's address; a unix socket has no name."""
     return "localhost" if address.startswith("unix:") else address
 

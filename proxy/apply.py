@@ -16,6 +16,7 @@ from shared.defaults import OP_REMEMBERED_CHARS, OPS_REMEMBERED
 
 VIA: Final = b"1.1 wardgate"
 VIA_1_0: Final = b"1.0 wardgate"
+UPGRADE_LINES: Final = b"connection: upgrade\r\nupgrade: websocket\r\n"
 _TRAILS = {via: b"via: %b\r\nx-correlation-id: " % via for via in (VIA, VIA_1_0)}
 _phrases: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 STATUS_LINES: Final = {
@@ -61,19 +62,23 @@ def request_head(
     forwarded: bytes,
     correlation_id: bytes,
     traceparent: bytes,
+    fields: list[Field] | None = None,
+    framing: bytes | None = None,
 ) -> bytes:
     """The head that goes upstream: the client's lines, then ours.
+
+    `fields`: instead of the head's kept ones; `framing`: lines instead of those that the head's own framing wants.
 
     `forwarded`: our X-Forwarded-* and Forwarded lines with their line ends (`proxy/forwarded.py`);
     `fallback_host`: the upstream's address, for HTTP/1.0 without Host; `traceparent`: b"" = the client's
     own line is among the kept ones.
     """
-    lines = head.kept_lines
+    lines = head.kept_lines if fields is None else None
     if lines is not None and ops:
         added = _added(head.kept_names, ops)
         lines = None if added is None else lines + added
     if lines is None:
-        kept = head.kept
+        kept = head.kept if fields is None else fields
         if ops:
             if any(op.name in _OURS for op in ops):  # then ours must be there for the operations to act on
                 kept = [*kept, *_fields_of(forwarded)]
@@ -84,8 +89,12 @@ def request_head(
         lines = b"".join([b"%b: %b\r\n" % field for field in kept])
     if not head.host:
         lines += b"host: %b\r\n" % fallback_host
-    if head.is_chunked:
+    if framing is not None:
+        lines += framing
+    elif head.is_chunked:
         lines += b"transfer-encoding: chunked\r\n"
+    if head.is_websocket:
+        lines += UPGRADE_LINES
     if traceparent:
         forwarded += b"traceparent: %b\r\n" % traceparent
     trail = _TRAILS[VIA_1_0 if head.is_http_1_0 else VIA]

@@ -1,40 +1,46 @@
 """Moves events to agentd and decisions back; knows when nobody need be asked.
 
-The worker's end of the hop: one DEALER, the events of one loop tick in one message, pending events in
-rows by timeout, and a view of each plan that says at once what the segment already tells: nobody wants
-this event, agentd is gone, every enforcing agent's breaker is open. What an unanswered event means is
-`shared.decision.on_failure`'s business; when it counts as unanswered is decided here.
+The worker's end of the hop (the connection itself is proxy/hop.py): the events of one loop tick in one
+message, pending events in rows by timeout, and a view of each plan that says at once what the segment
+already tells: nobody wants this event, agentd is gone, every enforcing agent's breaker is open. What an
+unanswered event means is `shared.decision.on_failure`'s business; when it counts as unanswered is
+decided here.
 
     decide_now(view) -> Decision        nothing is sent
     send(waiter, view, event)           `waiter.decided(decision)` follows: answer, timeout, agentd's death
+    send_body(..., body, index)         the same with bytes beside the event
+    tell(view, event)                   nobody waits: request_complete
 
 Kind: IO.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, MutableSequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import msgspec
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from proxy.hop import Hop
 from proxy.plan_view import PlanView
 from shared import log
 from shared.clock import MS, now_ns
 from shared.deadlines import Deadlines
-from shared.decision import ALLOW, Answer, Decision, Outcome, merge
+from shared.decision import ALLOW, Decision, Outcome
 from shared.defaults import (
     AUDIT_WORKER_QUEUE,
+    BODIES_EASY_BYTES,
+    BODY_CHUNK_BYTES,
+    BODY_CHUNK_LEAST_BYTES,
     DECISION_REMEMBERED_BYTES,
     DECISIONS_REMEMBERED,
+    HOP_BODIES_BYTES,
     HOP_GRACE_MS,
     HOP_HWM,
-    HOP_MAX_MESSAGE_BYTES,
+    HOP_OUTSTANDING_BYTES,
     HOP_PENDING_MAX,
-    RECONNECT_MAX_MS,
-    RECONNECT_MS,
     REREGISTER_MS,
-    ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
 from shared.metrics import (
@@ -42,19 +48,24 @@ from shared.metrics import (
     W_AUDIT_DROPPED,
     W_AUDIT_QUEUED,
     W_AUDIT_QUEUED_LIMIT,
+    W_BODIES_OUTSTANDING,
+    W_BODIES_OUTSTANDING_LIMIT,
     W_DECISIONS_LOCAL,
     W_EVENTS_SENT,
     W_EVENTS_SKIPPED,
     W_HOP_MALFORMED,
     W_HOP_MESSAGES,
     W_LATE_DECISIONS,
+    W_OBSERVED_DROPPED,
     W_PENDING_EVENTS,
     W_PENDING_LIMIT,
-    W_REGISTRATIONS,
 )
-from shared.pump import Pump, Turn
+from shared.pump import Turn
 from shared.segment import AgentdView
 from shared.wire.envelope import (
+    FLAG_FINAL,
+    FLAG_LAST,
+    NO_BODY,
     CancelReason,
     RecordType,
     Register,
@@ -63,9 +74,10 @@ from shared.wire.envelope import (
     pack_cancel,
     pack_end,
     pack_event_fields,
-    pack_register,
+    pack_tokens,
     records,
     unpack_decision,
+    unpack_decision_body,
     unpack_registered,
 )
 
@@ -83,7 +95,31 @@ class Waiter(Protocol):
         """Called at most once per `send`, never from inside it."""
 
 
-class Dispatch:
+class _Nobody:
+    """Stands for a waiter where only observers were sent something."""
+
+    exchange_id = 0
+
+    def decided(self, decision: Decision) -> None:
+        """Nobody hears it."""
+
+
+_NOBODY: Final = _Nobody()
+
+
+def _tell(waiter: Waiter, decision: Decision) -> None:
+    """A defect in one exchange must not cost others, whose decisions came with this one, their answers."""
+    try:
+        waiter.decided(decision)
+    except Exception:
+        _log.exception("a decision could not be applied")
+
+
+_log = logging.getLogger("proxy.dispatch")
+_Pending = tuple[Waiter, PlanView, int, int]  # who waits, for whom it was sent (plan, mask), bytes of its body
+
+
+class Dispatch(Hop):
     """The worker's end of the hop."""
 
     def __init__(
@@ -101,18 +137,14 @@ class Dispatch:
         max_pending: int = HOP_PENDING_MAX,
         max_audit: int = AUDIT_WORKER_QUEUE,
     ) -> None:
-        self._hwm = hwm
+        super().__init__(context, loop, segment, register, cells, clock, turn if turn is not None else Turn(loop), hwm)
         self._max_pending = cells[W_PENDING_LIMIT] = max_pending
+        self._max_outstanding = cells[W_BODIES_OUTSTANDING_LIMIT] = HOP_OUTSTANDING_BYTES
+        self._outstanding = 0  # bytes of bodies that were sent and not yet decided on
+        self._bodies: list[bytes] = []  # this tick's, in the order of their numbers
+        self._bodies_bytes = 0
         cells[W_AUDIT_QUEUED_LIMIT] = max_audit
-        self._context = context
-        self._loop = loop
-        self._turn = turn if turn is not None else Turn(loop)
-        self._endpoint = endpoint
-        self._segment = segment
-        self._register = pack_register(register)
-        self._cells = cells
-        self._clock = clock
-        self._pending: Deadlines[tuple[Waiter, PlanView]] = Deadlines()
+        self._pending: Deadlines[_Pending] = Deadlines()
         self._waiting = 0
         self._next_event = 0
         self._out: list[bytes] = []
@@ -120,45 +152,13 @@ class Dispatch:
         self._decisions: dict[bytes, Decision] = {}
         self._audit: deque[bytes] = deque(maxlen=max_audit)
         self._generation = -1
-        self._is_connected = False
-        self._is_alive = False
-        self._is_refused = False
-        self._registered_at = 0
-        self.is_registered = False
-        self.is_up = False
-        last_of_route = {plan.route: plan.number for plan in register.plans}
-        self.views = {
-            plan.number: PlanView(
-                plan,
-                self._pending.row(plan.timeout_ns),
-                last_of_route[plan.route] == plan.number,
-            )
-            for plan in register.plans
-        }
-        self._socket = self._open()
-        self._pump = Pump(self._socket, loop, self._received, again=zmq.Again, error=zmq.ZMQError, turn=self._turn)
-        self._monitor = Pump(
-            self._socket.get_monitor_socket(_MONITORED), loop, self._monitored, again=zmq.Again, error=zmq.ZMQError
-        )
-        self._socket.connect(endpoint)
+        self.views = {plan.number: PlanView(plan, self._pending.row(plan.timeout_ns)) for plan in register.plans}
+        by_route: dict[str, list[PlanView]] = {}
+        for view in self.views.values():
+            by_route.setdefault(view.plan.route, []).append(view)
+        self._routes = list(by_route.values())  # each in the order of the request's life
+        self.connect(endpoint)
         self._refresh()
-
-    def _open(self) -> "zmq.Socket[bytes]":
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),
-            (zmq.SNDHWM, self._hwm),
-            (zmq.RCVHWM, self._hwm),
-            (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
-            (zmq.RECONNECT_IVL, RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS),
-            (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-        ):
-            socket.setsockopt(option, value)
-        # No ZMTP heartbeats: they can abort whoever gets them (agentd/peers.py); the segment's beat tells more anyway.
-        # No ROUTING_ID: a worker that reconnects under an id that the ROUTER still holds loses its first messages.
-        return socket
 
     # --- asking -------------------------------------------------------------------------------------
 
@@ -178,8 +178,13 @@ class Dispatch:
             return local
         return None
 
-    def send(self, waiter: Waiter, view: PlanView, exchange_id: int, event: bytes, now: int) -> "int | Decision":
-        """Queue an event for this tick's message. An id = pending (for `cancel`); a Decision = no waiting."""
+    def send(
+        self, waiter: Waiter, view: PlanView, exchange_id: int, event: bytes, now: int, flags: int = 0
+    ) -> "int | Decision":
+        """Queue an event for this tick's message. An id = pending (for `forget`); a Decision = no waiting.
+
+        `flags`: the view's, `flags` or `bodyless_flags`.
+        """
         mask = view.mask
         waits = view.waits
         answer: Decision = ALLOW
@@ -202,23 +207,100 @@ class Dispatch:
                 deadline,
                 view.number,
                 view.kind,
-                view.flags,
+                flags,
                 len(event),
             )
         )
         out.append(event)
         if not waits:
             return answer
-        view.row[event_id] = (deadline + _GRACE_NS, (waiter, view))
+        view.row[event_id] = (deadline + _GRACE_NS, (waiter, view, mask, 0))
         self._waiting += 1
         return event_id
 
-    def cancel(self, view: PlanView, event_id: int, exchange_id: int, reason: CancelReason) -> None:
-        """Nobody waits for this event any more; agentd tells the agents."""
-        if view.row.pop(event_id, None) is not None:
+    def send_body(
+        self,
+        waiter: Waiter,
+        view: PlanView,
+        mask: int,
+        event: bytes,
+        body: bytes,
+        index: int,
+        is_last: bool,
+        now: int,
+    ) -> "int | Decision":
+        """The same with bytes beside the event, for those of the view's agents that are still asked."""
+        if not self.is_up:
+            return self.failed(view, mask, Outcome.DISCONNECTED)
+        answer: Decision = ALLOW
+        if view.local is not None and now < view.local_until:
+            self._cells[W_DECISIONS_LOCAL + view.local_outcome] += 1
+            answer, mask = view.failed(mask, view.local_outcome), mask & ~view.deciders
+            if not mask:
+                return answer
+        size = len(body)
+        waits = bool(mask & view.deciders)
+        if waits and (self._waiting >= self._max_pending or self._outstanding + size > self._max_outstanding):
+            return self.failed(view, mask, Outcome.QUEUE_FULL)
+        weight = size + len(event)
+        if self._bodies_bytes and self._bodies_bytes + weight > HOP_BODIES_BYTES:
+            self._flush_early()
+        self._bodies_bytes += weight
+        self._next_event = event_id = self._next_event + 1
+        deadline = now + view.timeout_ns
+        out = self._out
+        if not out:
+            self._turn.at_end(self._flush)
+        frame = NO_BODY
+        if size:
+            frame = len(self._bodies)
+            self._bodies.append(body)
+        flags = FLAG_LAST if is_last else 0
+        fields = pack_event_fields(
+            event_id, waiter.exchange_id, mask, deadline, view.number, view.kind, flags, len(event), frame, index
+        )
+        out += (fields, event)
+        # Also where nobody waits: what is on its way to agentd is bounded.
+        view.row[event_id] = (deadline + _GRACE_NS, (waiter if waits else _NOBODY, view, mask, size))
+        self._waiting += 1
+        self._outstanding += size
+        return event_id if waits else answer
+
+    def has_room(self, size: int) -> bool:
+        """For a chunk that nobody waits for: at most half of it all, the rest is for those who decide. Counts a no."""
+        if self._waiting < self._max_pending >> 1 and self._outstanding + size <= self._max_outstanding >> 1:
+            return True
+        self._cells[W_OBSERVED_DROPPED] += 1
+        return False
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How long a chunk of a streamed body should be now: shorter, the more of them are on their way."""
+        room = (BODIES_EASY_BYTES - self._outstanding) >> 3
+        return min(BODY_CHUNK_BYTES, max(BODY_CHUNK_LEAST_BYTES, room))
+
+    def tell(self, view: PlanView, exchange_id: int, event: bytes, now: int) -> None:
+        """An event that nobody waits for, the last of its exchange."""
+        self._next_event = event_id = self._next_event + 1
+        if not self._out:
+            self._turn.at_end(self._flush)
+        deadline = now + view.timeout_ns
+        fields = pack_event_fields(
+            event_id, exchange_id, view.mask, deadline, view.number, view.kind, FLAG_FINAL, len(event)
+        )
+        self._out += (fields, event)
+
+    def forget(self, view: PlanView, event_id: int) -> None:
+        """Nobody waits for this event any more; `cancel_exchange` follows."""
+        entry = view.row.pop(event_id, None)
+        if entry is not None:
             self._waiting -= 1
+            self._outstanding -= entry[1][3]
+
+    def cancel_exchange(self, exchange_id: int, reason: CancelReason, *, more_follows: bool = False) -> None:
+        """None of its events is waited for; agentd tells the agents. `more_follows`: `tell` comes next."""
         if self._is_connected:
-            self._queue(pack_cancel(exchange_id, reason))
+            self._queue(pack_cancel(exchange_id, reason, more_follows=more_follows))
 
     def end(self, exchange_id: int) -> None:
         """No further event of this exchange; what was pinned for it is free."""
@@ -235,13 +317,23 @@ class Dispatch:
             self._turn.at_end(self._flush)
             self._out.append(b"")
 
+    def tokens(self, rows: bytes) -> None:
+        """Sums of tokens for agentd's metrics; while it is up."""
+        self._queue(pack_tokens(rows))
+
     def _queue(self, record: bytes) -> None:
         if not self._out:
             self._turn.at_end(self._flush)
         self._out.append(record)
 
+    def _flush_early(self) -> None:
+        """The bodies of this tick are many: send them now; what comes after goes at its end, as arranged."""
+        self._flush()
+        self._out.append(b"")
+
     def _flush(self) -> None:
         out, first = self._out, self._first
+        bodies, self._bodies, self._bodies_bytes = self._bodies, [], 0
         self._out, self._first = [], self._next_event + 1
         self._cells[W_EVENTS_SENT] += self._first - first
         audit = 0
@@ -250,21 +342,36 @@ class Dispatch:
             out += map(pack_audit, self._audit)
             self._audit.clear()
         self._cells[W_HOP_MESSAGES] += 1
-        if not all(self._pump.send((message,)) for message in messages(b"".join(out))):
+        whole = b"".join(out)
+        if bodies:
+            is_sent = self._pump.send((whole, *bodies))
+        else:
+            is_sent = all(self._pump.send((message,)) for message in messages(whole))
+        if not is_sent:
             self._cells[W_AUDIT_DROPPED] += audit
             outcome = Outcome.QUEUE_FULL if self._is_connected else Outcome.DISCONNECTED
             for row in self._pending.rows():
                 for event_id in [event_id for event_id in row if first <= event_id < self._first]:
-                    waiter, view = row.pop(event_id)[1]
-                    self._waiting -= 1
-                    waiter.decided(self._refused(view, outcome))
+                    entry = row.pop(event_id, None)  # None: forgotten, an earlier one has ended their exchange
+                    if entry is not None:
+                        self._fail(entry[1], outcome)
+
+    def _fail(self, pending: "_Pending", outcome: Outcome) -> None:
+        """What the failure modes make of one outcome for all that were asked is the decision."""
+        waiter, view, mask, size = pending
+        self._waiting -= 1
+        self._outstanding -= size
+        if waiter is not _NOBODY:
+            self._cells[W_DECISIONS_LOCAL + outcome] += 1
+            _tell(waiter, view.failed(mask, outcome))
 
     def _refused(self, view: PlanView, outcome: Outcome) -> Decision:
-        """What the plan's failure modes make of one outcome for all its enforcing agents."""
+        return self.failed(view, view.mask, outcome)
+
+    def failed(self, view: PlanView, mask: int, outcome: Outcome) -> Decision:
+        """What the failure modes make of it where nobody is asked; counted."""
         self._cells[W_DECISIONS_LOCAL + outcome] += 1
-        asks = [ask for i, ask in enumerate(view.plan.asks) if not ask.observe and view.mask >> i & 1]
-        answer = Answer(outcome)
-        return merge([answer] * len(asks), [a.failure_mode for a in asks], [a.agent for a in asks], view.kind)
+        return view.failed(mask, outcome)
 
     # --- answers ------------------------------------------------------------------------------------
 
@@ -273,6 +380,11 @@ class Dispatch:
             for kind, rest in records(frames[0]):
                 if kind == _DECISION:
                     self._decision(rest)
+                elif kind == RecordType.DECISION_BODY:
+                    event_id, frame, decision = unpack_decision_body(rest)
+                    if frame + 1 >= len(frames):
+                        raise WireError(f"decision names body frame {frame}, the message has {len(frames) - 1}")
+                    self._decided(event_id, msgspec.structs.replace(decision, body=bytes(frames[frame + 1])))
                 elif kind == RecordType.UNKNOWN:
                     self.is_registered = False
                     self._send_register()
@@ -303,90 +415,64 @@ class Dispatch:
             decision = cached
         else:
             event_id, decision = unpack_decision(rest)
+        self._decided(event_id, decision)
+
+    def _decided(self, event_id: int, decision: Decision) -> None:
         for row in self._pending.rows():
             entry = row.pop(event_id, None)
             if entry is not None:
                 self._waiting -= 1
-                entry[1][0].decided(decision)
+                waiter, _, _, size = entry[1]
+                self._outstanding -= size
+                _tell(waiter, decision)
                 return
         self._cells[W_LATE_DECISIONS] += 1
 
     # --- agentd comes and goes ------------------------------------------------------------------------
 
-    def _monitored(self, frames: list[bytes]) -> None:
-        event = parse_monitor_message(frames)["event"]
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._is_connected = True
-            self._is_refused = False
-            self.is_registered = False
-            self._registered_at = 0
-            self._segment.check()
-            self._is_alive = self._segment.is_alive(self._clock())
-            self._send_register()
-        else:
-            self._is_connected = False
-            self.is_registered = False
-            self._cells[W_AGENTD_CONNECTED] = 0
-        self._changed()
-
-    def _send_register(self) -> None:
-        now = self._clock()
-        if now - self._registered_at < _REREGISTER_NS:
-            return
-        self._registered_at = now
-        self._cells[W_REGISTRATIONS] += 1
-        self._pump.send((self._register,))
-
     def _changed(self) -> None:
         """Whether agentd can be asked may have changed; when not, all that is pending is answered at once."""
-        is_up = self._is_connected and self._is_alive and not self._is_refused
+        is_up = self.can_be_asked
         if is_up == self.is_up:
             return
         self.is_up = is_up
         self._refresh()
         if not is_up:
-            for waiter, view in self._pending.clear():
-                self._waiting -= 1
+            for pending in self._pending.clear():
                 if self._is_connected and not self._is_refused:  # it stands still; its agents need not answer any more
-                    self._queue(pack_cancel(waiter.exchange_id, CancelReason.TIMEOUT))
-                waiter.decided(self._refused(view, Outcome.DISCONNECTED))
+                    self._queue(pack_cancel(pending[0].exchange_id, CancelReason.TIMEOUT))
+                self._fail(pending, Outcome.DISCONNECTED)
 
     def _refresh(self) -> None:
         self._generation = self._segment.generation
         agents = self._segment.agents()
         for view in self.views.values():
             view.refresh(agents, self.is_up)
+        for route in self._routes:
+            is_final = is_final_bodyless = True
+            for view in reversed(route):
+                view.flags = FLAG_FINAL if is_final and not view.is_chunked else 0
+                view.bodyless_flags = FLAG_FINAL if is_final_bodyless and not view.is_chunked else 0
+                is_final = is_final and not view.mask
+                is_final_bodyless = is_final_bodyless and (not view.mask or view.is_of_request_body)
 
     def sweep(self, now: int) -> None:
         """Every SWEEP_MS: answer what is overdue, look whether agentd still beats."""
         if self._segment.generation != self._generation:
             self._refresh()
-        is_alive = self._segment.is_alive(now)
-        if is_alive != self._is_alive:
-            self._is_alive = is_alive
-            self._changed()
-        if self._is_connected and not self.is_registered and not self._is_refused:
-            self._send_register()
+        self.look(now)
         if self._waiting:
-            for waiter, view in self._pending.expired(now):
-                self._waiting -= 1
-                waiter.decided(self._refused(view, Outcome.TIMEOUT))
+            for pending in self._pending.expired(now):
+                self._fail(pending, Outcome.TIMEOUT)
         self._cells[W_PENDING_EVENTS] = self._waiting
+        self._cells[W_BODIES_OUTSTANDING] = self._outstanding
         self._cells[W_AUDIT_QUEUED] = len(self._audit)
-
-    def check_segment(self) -> None:
-        """Once a second: a restarted agentd has made a new segment."""
-        self._segment.check()
 
     def close(self) -> None:
         """Pending events are answered as Disconnected, the socket is closed."""
         if self._out:
             self._flush()
-        self._is_connected = False
-        self._changed()
-        self._socket.disable_monitor()
-        self._monitor.close()
-        self._pump.close()
+        self.disconnect()
 
 
 _GRACE_NS = HOP_GRACE_MS * MS

@@ -2,7 +2,8 @@
 
 The IO side of `proxy/exchange.py`: it is the exchange (a subclass that implements the commands), the
 sink of its upstream connection and the waiter for its decisions. Plain callbacks, no task, future or
-timer. What is decided stands elsewhere: heads in `apply`, forwarding in `forwarded`, order in `exchange`.
+timer. Its layers, each with a matter of its own: bodies.py, fallbacks.py, upgraded.py, endings.py. What is
+decided stands elsewhere: heads in `apply`, forwarding in `forwarded`, order in `exchange`.
 
 Kind: IO.
 """
@@ -11,25 +12,19 @@ from time import time
 from typing import TYPE_CHECKING, cast
 
 from proxy import apply
-from proxy.exchange import CONNECTED, DATA, DECISION, END, FAILED, HEAD, LOST, NEW, ROWS, WHOLE, Exchange
+from proxy.endings import Endings
+from proxy.exchange import ROWS
+from proxy.exchange_states import CONNECTED, DATA, DECISION, END, FAILED, HEAD, LOST, NEW, WHOLE
 from proxy.forwarded import client_of, trusted_lines
 from proxy.head import Field, Head, header_map
-from proxy.limits import rate_lines, release
+from proxy.limits import rate_lines
 from proxy.upstream.connection import UpstreamConnection
 from proxy.upstream.response import ResponseHead, end_to_end
-from shared import log
 from shared.clock import now_ns
-from shared.decision import Decision, HeaderOp, Verb
-from shared.errors import RequestRefused, UpstreamFailed
+from shared.decision import Decision, HeaderOp
+from shared.defaults import BODY_COPIED_BYTES
+from shared.errors import UpstreamFailed
 from shared.events import EventKind
-from shared.metrics import (
-    R_RESPONSES,
-    W_CLIENT_GONE,
-    W_STREAMS_ABORTED,
-    observe_request,
-)
-from shared.wire.audit import AuditRecord
-from shared.wire.envelope import CancelReason
 from shared.wire.messages import (
     headers_json,
     metadata,
@@ -37,24 +32,20 @@ from shared.wire.messages import (
     request_headers_rest,
     response_headers_event,
     target_json,
-    text,
 )
 
 if TYPE_CHECKING:
     from proxy.app import RouteRuntime
     from proxy.plan_view import PlanView
     from proxy.protocol import ProxyProtocol
-    from shared.segment_buckets import Limit
 
 _REQUEST = EventKind.REQUEST_HEADERS  # a global is ten times cheaper to look up than a member (2026-11)
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _CLOSE = b"connection: close\r\n"
 _KEEP_ALIVE = b"connection: keep-alive\r\n"
-_TEXT: Field = (b"content-type", b"text/plain; charset=utf-8")
-_FAILURE_TEXT = {502: b"bad gateway", 503: b"service unavailable", 504: b"gateway timeout"}
 
 
-class Driver(Exchange):
+class Driver(Endings):
     """One exchange with everything it touches. Times are CLOCK_MONOTONIC ns."""
 
     __slots__ = (
@@ -63,26 +54,13 @@ class Driver(Exchange):
         "_client_is_full",
         "_close_after",
         "_is_chunked_out",
-        "_meta",
-        "_sent_plan_events",
         "_traceparent",
-        "_unsent",
-        "client_ip",
-        "correlation_id",
-        "decided_by",
-        "exchange_id",
-        "head",
-        "limited",
-        "protocol",
-        "route",
-        "started_ns",
-        "status",
-        "upstream",
-        "uses",
     )
 
     def __init__(self, protocol: "ProxyProtocol", head: Head, route: "RouteRuntime", started_ns: int) -> None:
         self.state = NEW
+        self._begin_bodies(head, route)
+        self._begin_fallbacks(route)
         self.held = self.response_held = None
         self.is_response_ended = self.is_holding_upstream = False
         self.has_body = head.has_body
@@ -101,18 +79,20 @@ class Driver(Exchange):
         self.client_ip = protocol.peer_ip
         self.upstream: UpstreamConnection | None = None
         self.status = 0
-        self.decided_by = ""
-        self.limited: tuple[Limit, int] | None = None  # the most restrictive rate limit, and what it has left
-        self.uses: tuple[tuple[Limit, int], ...] = ()  # concurrency limits that count it
+        self.decided_by = self.error = ""
+        self.upgrade = self.tunnel = None
+        self.limited = None  # the most restrictive rate limit, and what it has left
+        self.uses = ()
         self._asked: int = 0  # event id that is pending
         self._asked_phase: PlanView | None = None
-        self._sent_plan_events = False  # agentd may hold a pin for us
+        self._cancels = None  # a question of the tunnel's is out that nobody waits for any more
+        self._is_forgotten = False
         self._close_after = False
         self._client_is_full = protocol.is_full
         self._is_chunked_out = False
         self._meta = b""
         self._traceparent = b""
-        self._unsent: list[bytes] = []  # of the response, until this turn's bytes are together
+        self._unsent = []
 
     # --- agents -------------------------------------------------------------------------------------
 
@@ -124,9 +104,12 @@ class Driver(Exchange):
         now = self.started_ns if kind is _REQUEST else now_ns()
         decision = dispatch.decide_now(view, now) if view.may_decide_now else None
         if decision is None:
-            result = dispatch.send(self, view, self.exchange_id, self._event(kind), now)
-            if not view.is_final:
-                self._sent_plan_events = True
+            head = self.head
+            flags = view.flags if head.has_body or head.is_websocket else view.bodyless_flags
+            result = dispatch.send(self, view, self.exchange_id, self._event(kind), now, flags)
+            if not flags:
+                self.was_shown = True
+                self.connects = dispatch.connects
             if type(result) is int:
                 self._asked = result
                 self._asked_phase = view
@@ -178,12 +161,15 @@ class Driver(Exchange):
     def decided(self, decision: Decision) -> None:
         """From dispatch: the pending event's decision."""
         view = self._asked_phase
-        assert view is not None
+        if view is None:  # what failed together with it, a chunk's question, has ended the exchange already
+            return
         self._asked_phase = None
         self.route.tally[view.verdicts_at + decision.verb] += 1
         limits = self.route.limits
         if limits is not None and limits.has_identity and view.kind is _REQUEST:
             decision = limits.after(self, decision)
+        if decision.chunk is not None:
+            self.skip_bodies(view, decision.chunk.skip)
         ROWS[self.state][DECISION](self, decision)
         if self._unsent:
             self._flush()
@@ -192,8 +178,9 @@ class Driver(Exchange):
         view = self._asked_phase
         if view is not None:
             self._asked_phase = None
-            self.protocol.context.dispatch.cancel(view, self._asked, self.exchange_id, CancelReason.CLIENT_GONE)
-            self._sent_plan_events = False  # a cancel also ends the exchange for agentd
+            self.protocol.context.dispatch.forget(view, self._asked)
+            self._is_forgotten = True
+            self.was_shown = True  # also where it was the only event of the exchange: it is taken back
 
     # --- the client's side ----------------------------------------------------------------------------
 
@@ -210,7 +197,7 @@ class Driver(Exchange):
     # --- upstream: commands ---------------------------------------------------------------------------
 
     def connect(self) -> None:
-        self.route.pool.acquire(self, self.head.method)
+        self.pool.acquire(self, self.head.method)
 
     def send_head(self, ops: tuple[HeaderOp, ...]) -> None:
         upstream = self.upstream
@@ -221,8 +208,16 @@ class Driver(Exchange):
             forwarded = trusted_lines(head, protocol.peer_ip, protocol.peer_scheme)
         else:
             forwarded = protocol.forwarded_lines(head.host)
+        fields = framing = None
+        if self.request_flow is not None or self.route.sees_responses:
+            fields, framing = self.request_fields()
+        if self.upgrade is not None:
+            fields = self.upgrade_fields(self.upgrade, fields)
+            upstream.ask_upgrade()
         upstream.write_head(
-            apply.request_head(head, self.route.fallback_host, ops, forwarded, self.correlation_id, self._trace()),
+            apply.request_head(
+                head, self.fallback_host, ops, forwarded, self.correlation_id, self._trace(), fields, framing
+            ),
             not head.has_body,
         )
         if self._client_is_full:
@@ -230,13 +225,18 @@ class Driver(Exchange):
 
     def send_body(self, data: bytes) -> None:
         upstream = self.upstream
+        if self.route.fallbacks:
+            self.keep(data)
         if upstream is not None:
-            upstream.write_body(b"%x\r\n%b\r\n" % (len(data), data) if self.head.is_chunked else data)
+            if self.is_chunked_up:
+                upstream.write_chunk(data)
+            else:
+                upstream.write_body(data)
 
     def end_body(self) -> None:
         upstream = self.upstream
         if upstream is not None:
-            if self.head.is_chunked:
+            if self.is_chunked_up:
                 upstream.write_body(b"0\r\n\r\n")
             upstream.end_body()
 
@@ -245,7 +245,11 @@ class Driver(Exchange):
             self.upstream.pause_reading()
 
     def release_upstream(self) -> None:
-        if not self._client_is_full and self.upstream is not None:
+        self.read_upstream()
+
+    def read_upstream(self) -> None:
+        is_held = self._client_is_full or self.is_holding_upstream or self._agents_are_full
+        if not is_held and self.upstream is not None:
             self.upstream.resume_reading()
 
     def abort_upstream(self) -> None:
@@ -254,12 +258,13 @@ class Driver(Exchange):
             self.upstream = None
             upstream.abort()
         else:
-            self.route.pool.cancel(self)
+            self.pool.cancel(self)
 
     # --- upstream: callbacks --------------------------------------------------------------------------
 
     def upstream_connected(self, conn: UpstreamConnection) -> None:
         self.upstream = conn
+        self.attempts += 1
         ROWS[self.state][CONNECTED](self, None)
 
     def upstream_lost(self) -> None:
@@ -270,46 +275,100 @@ class Driver(Exchange):
         """103 and the like are not passed on: they would come before the response was decided."""
 
     def upstream_head(self, head: ResponseHead) -> None:
+        if self.route.fallbacks and self.falls_back_after(head.status):
+            return
+        if head.status == 101 and not self.accepts_upgrade(head):
+            return
+        if self.route.sees_responses and not self._opens_response_flow(head):
+            return
         ROWS[self.state][HEAD](self, head)
         upstream = self.upstream
         if self._unsent and (upstream is None or not upstream.has_more):
             self._flush()
 
+    def _opens_response_flow(self, head: ResponseHead) -> bool:
+        """False = its coding cannot be looked into, and that has ended the exchange."""
+        try:
+            self.open_response_flow(head)
+        except UpstreamFailed as failure:
+            self.abort_upstream()
+            ROWS[self.state][FAILED](self, failure)
+            return False
+        return True
+
     def upstream_body(self, data: bytes) -> None:
-        ROWS[self.state][DATA](self, data)
+        flow = self.response_flow
+        if flow is not None:
+            flow.take(data)
+        if flow is None or not flow.is_enforcing:
+            ROWS[self.state][DATA](self, data)
         upstream = self.upstream
-        if self._unsent and (upstream is None or not upstream.has_more):
-            self._flush()
+        if upstream is None or not upstream.has_more:
+            if flow is not None:
+                flow.settle()
+            if self._unsent:
+                self._flush()
 
     def upstream_end(self) -> None:
         self.upstream = None
-        ROWS[self.state][END](self, None)
+        flow = self.response_flow
+        if flow is not None:
+            self.is_response_ended = flow.is_enforcing
+            flow.end()
+            flow.settle()
+        if flow is None or not flow.is_enforcing:
+            ROWS[self.state][END](self, None)
 
     def upstream_whole(self, head: ResponseHead, body: bytes) -> None:
         self.upstream = None
-        ROWS[self.state][WHOLE](self, (head, body))
+        if self.route.fallbacks and self.falls_back_after(head.status):
+            return
+        if not self.route.sees_responses or not head.has_body:
+            ROWS[self.state][WHOLE](self, (head, body))
+        elif self._opens_response_flow(head):
+            flow = self.response_flow
+            if flow is None:
+                ROWS[self.state][WHOLE](self, (head, body))
+                return
+            self.is_response_ended = flow.is_enforcing
+            ROWS[self.state][HEAD](self, head)
+            if body:
+                self.upstream_body(body)
+            self.upstream_end()
 
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         self.upstream = None
+        if self.route.fallbacks and self.falls_back_from(failure):
+            return
         ROWS[self.state][FAILED](self, failure)
 
     def upstream_paused(self) -> None:
-        self.protocol.hold_for_upstream()
+        if self.tunnel is not None:
+            self.tunnel.upstream_is_full(True)
+        else:
+            self.protocol.hold_for_upstream()
 
     def upstream_writable(self) -> None:
-        self.protocol.release_for_upstream()
+        if self.tunnel is not None:
+            self.tunnel.upstream_is_full(False)
+        else:
+            self.protocol.release_for_upstream()
 
     def client_full(self) -> None:
         """The client's write buffer is above its high-water mark."""
         self._client_is_full = True
-        if self.upstream is not None and not self.is_holding_upstream:
+        if self.tunnel is not None:
+            self.tunnel.client_is_full(True)
+        elif self.upstream is not None and not self.is_holding_upstream:
             self.upstream.pause_reading()
 
     def client_writable(self) -> None:
         """It has drained."""
         self._client_is_full = False
-        if self.upstream is not None and not self.is_holding_upstream:
-            self.upstream.resume_reading()
+        if self.tunnel is not None:
+            self.tunnel.client_is_full(False)
+        else:
+            self.read_upstream()
 
     # --- the response -----------------------------------------------------------------------------------
 
@@ -322,6 +381,8 @@ class Driver(Exchange):
         status = response.status
         is_framed = not response.has_body or response.content_length is not None
         is_common = is_framed and head.keep_alive and not (head.is_http_1_0 or protocol.is_draining)
+        if not self.is_request_ended:  # what is left of it has nowhere to go: say that the connection ends
+            self._close_after, is_common = True, False
         if not is_common or ops or status == 204 or self.limited is not None:
             self.relay_head(ops)
             if body:
@@ -329,6 +390,7 @@ class Driver(Exchange):
             self.relay_end()
             return
         self.status = status
+        self.sent = len(body)
         via = apply.VIA_1_0 if response.http_1_0 else apply.VIA
         protocol.write(apply.relayed_head(status, response.lines(), b"", self.correlation_id, via, body))
         self._done()
@@ -339,10 +401,17 @@ class Driver(Exchange):
         self.status = status = response.status
         head = self.head
         framing = b""
-        keep_alive = head.keep_alive and not self.protocol.is_draining
-        if response.has_body and response.content_length is None:
+        keep_alive = head.keep_alive and not (self.protocol.is_draining or self._close_after)
+        flow = self.response_flow
+        is_judged = flow is not None and flow.is_enforcing
+        if is_judged and self.known_length >= 0 and not self.is_request_ended:
+            keep_alive = False
+        if is_judged and self.known_length >= 0:
+            framing = b"content-length: %d\r\n" % self.known_length
+        elif response.has_body and (is_judged or response.content_length is None):
             if head.is_http_1_0:
                 keep_alive = False
+                self.protocol.is_ended_by_close = True
             else:
                 framing = _CHUNKED
                 self._is_chunked_out = True
@@ -354,16 +423,17 @@ class Driver(Exchange):
         if self.limited is not None:
             framing += rate_lines(self.limited)
         via = apply.VIA_1_0 if response.http_1_0 else apply.VIA
-        if not ops and status != 204:
+        if not ops and status != 204 and not is_judged:
             made = apply.relayed_head(status, response.lines(), framing, self.correlation_id, via)
         else:
-            fields = end_to_end(response.headers)
+            fields = self.response_fields(response) if is_judged else end_to_end(response.headers)
             if status == 204:  # RFC 9110 8.6: no Content-Length
                 fields = [field for field in fields if field[0].lower() != b"content-length"]
             made = apply.response_head(status, fields, ops, framing, self.correlation_id, via)
         self._unsent.append(made)
 
     def relay_data(self, data: bytes) -> None:
+        self.sent += len(data)
         if self._is_chunked_out:
             self._unsent += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
@@ -373,7 +443,16 @@ class Driver(Exchange):
         """Write what this turn has for the client in one system call: each write is one (uvloop 0.23)."""
         unsent = self._unsent
         self._unsent = []
-        self.protocol.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        if len(unsent) == 1:
+            self.protocol.write(unsent[0])
+        elif max(map(len, unsent)) < BODY_COPIED_BYTES:
+            self.protocol.write(b"".join(unsent))
+        else:
+            self.protocol.write_pieces(unsent)
+
+    def flush_response(self) -> None:
+        if self._unsent:
+            self._flush()
 
     def relay_end(self) -> None:
         if self._is_chunked_out:
@@ -381,109 +460,3 @@ class Driver(Exchange):
         if self._unsent:
             self._flush()
         self._finish(self._close_after or (self.head.has_body and not self.is_request_ended))
-
-    def refuse(self, decision: Decision, ops: tuple[HeaderOp, ...]) -> None:
-        self.decided_by = decision.agent
-        fields = [(name.encode(), apply.encode_value(value)) for name, value in decision.headers]
-        body = decision.body
-        if decision.verb is Verb.FAIL:
-            fields.append(_TEXT)
-            body += b"correlation id: %b\n" % self.correlation_id
-        self._answer(decision.status, fields, ops, body)
-        what = decision.verb.word if decision.agent else "refused"  # a limit's refusal has no agent
-        self._account(what, decision.status, decision.reason, decision.agent)
-
-    def fail(self, failure: UpstreamFailed) -> None:
-        body = b"%b: %b\ncorrelation id: %b\n" % (
-            _FAILURE_TEXT.get(failure.status, b"upstream failed"),
-            failure.reason.replace("_", " ").encode(),  # the text names the target: that is for the log
-            self.correlation_id,
-        )
-        self._answer(failure.status, [_TEXT], self.response_ops, body)
-        self._account("failed", failure.status, failure.reason, "")
-
-    def reject(self, refusal: RequestRefused) -> None:
-        self.protocol.context.count_refused(refusal.status)
-        body = b"%b\ncorrelation id: %b\n" % (refusal.reason.encode(), self.correlation_id)
-        self.is_request_ended = False  # whatever follows on this connection is not a request
-        self._answer(refusal.status, [_TEXT], (), body)
-        self._account("refused", refusal.status, refusal.reason, "")
-
-    def _answer(self, status: int, fields: list[Field], ops: tuple[HeaderOp, ...], body: bytes) -> None:
-        head = self.head
-        self.status = status
-        # What is left of the request has nowhere to go: the connection cannot be used further.
-        close = not self.is_request_ended and head.has_body
-        close = close or not head.keep_alive or self.protocol.is_draining
-        self.protocol.write(
-            apply.own_response(
-                status,
-                fields,
-                ops,
-                body,
-                self.correlation_id,
-                self.protocol.context.date,
-                is_head=head.method == b"HEAD",
-                close=close,
-                keep_alive_line=head.is_http_1_0,
-            )
-        )
-        if not close:
-            self.is_request_ended = True
-        self._finish(close)
-
-    def abort_client(self, why: str) -> None:
-        self.protocol.context.cells[W_STREAMS_ABORTED] += 1
-        self._account("failed", self.status, why, "", aborted=True)
-        self._done()
-        self._unsent.clear()
-        self.protocol.abort()
-
-    def vanish(self) -> None:
-        self.protocol.context.cells[W_CLIENT_GONE] += 1
-        self._done()
-
-    # --- the end ------------------------------------------------------------------------------------------
-
-    def _finish(self, close: bool) -> None:
-        self._done()
-        self.protocol.exchange_ended(close)
-
-    def _done(self) -> None:
-        status = self.status
-        if status:
-            tally = self.route.tally
-            tally[R_RESPONSES + status // 100 - 1] += 1
-            observe_request(tally, now_ns() - self.started_ns)
-        if self.uses:
-            uses, self.uses = self.uses, ()
-            release(uses)
-        if self._sent_plan_events:
-            self.protocol.context.dispatch.end(self.exchange_id)
-
-    def _account(self, what: str, status: int, reason: str, agent: str, *, aborted: bool = False) -> None:
-        """Every refusal and failure: audit record and (rate-limited) log line; its metric is elsewhere."""
-        context = self.protocol.context
-        head = self.head
-        correlation_id = self.correlation_id.decode()
-        method, uri = head.method.decode(), text(head.target)[:1024]
-        phase = EventKind.REQUEST_HEADERS if self.response is None else EventKind.RESPONSE_HEADERS
-        context.account(
-            AuditRecord(
-                ts=context.timestamp(),
-                source="worker",
-                correlation_id=correlation_id,
-                decision=what,
-                route=self.route.name,
-                phase=phase.wire_name,
-                status=status,
-                decided_by=agent,
-                reason=reason,
-                client_ip=self.client_ip,
-                method=method,
-                uri=uri,
-                request_id=head.request_id.decode() if self.protocol.peer_is_trusted else "",
-            ),
-            log.INFO if what in ("block", "redirect", "challenge") else log.WARNING,
-            "response aborted" if aborted else "request refused" if what != "failed" else "upstream failed",
-        )

@@ -112,7 +112,7 @@ class GuardedParser(HttpToolsProtocol):
                 if not self._is_lingering:
                     self._broken(self._cause(error, data))
                 break
-            data = self._without_upgrade(data[at:])
+            data = self._without_upgrade(data[at:]) if self._refeed is not None else self._behind_upgrade(data[at:])
         if self._is_chunked:
             self._check_chunk_overhead(size)
 
@@ -145,6 +145,10 @@ class GuardedParser(HttpToolsProtocol):
         if len(words) == 3 and _VERSION.match(version) and version not in (b"HTTP/1.1", b"HTTP/1.0"):
             return RequestRefused(505, "HTTP version is not supported")
         return RequestRefused(400, f"malformed request: {error}")
+
+    def _behind_upgrade(self, rest: bytes) -> bytes:
+        """The head that llhttp stopped at stays an upgrade: what follows it is no HTTP. Returns what to feed."""
+        return b""
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """llhttp stops at a head that asks for an upgrade; unless it is one of ours, the request goes on.

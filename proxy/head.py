@@ -246,7 +246,7 @@ def _special(head: Head, code: int, field: Field) -> None:
 def _connection(head: Head, value: bytes, upgrade: bytes | None) -> None:
     """Drop every field that Connection names; recognise a WebSocket upgrade."""
     named = {token.strip().lower() for token in value.split(b",")}
-    if upgrade is not None and b"upgrade" in named:
+    if upgrade is not None and b"upgrade" in named and not head.is_http_1_0:  # RFC 9110 7.8
         head.is_websocket = any(token.strip().lower() == b"websocket" for token in upgrade.split(b","))
     named -= _CONNECTION_OPTIONS
     if named:

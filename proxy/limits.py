@@ -20,11 +20,12 @@ import ipaddress
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.exchange import ENDED
+from proxy.exchange_states import ENDED
 from proxy.forwarded import client_of
 from shared import log
 from shared.clock import now_ns
-from shared.config.schema import Config, RateLimit, Route, Server
+from shared.config.schema import Config, Server
+from shared.config.schema_routes import RateLimit, Route
 from shared.decision import Decision, Verb
 from shared.defaults import IPV6_CLIENT_BITS, LIMIT_KEYS_CACHED
 from shared.ratelimit import NEVER_S, ONE, micro, wait_s

@@ -14,6 +14,8 @@ Kind: IO.
 """
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from typing import Any
 
@@ -21,16 +23,20 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
-from proxy import app, apply
+from proxy import app
 from proxy.driver import Driver
-from proxy.exchange import BEGIN, BODY, BODY_END, BROKEN, GONE, ROWS
+from proxy.exchange import ROWS
+from proxy.exchange_states import BEGIN, BROKEN, ENDED, GONE
 from proxy.forwarded import peer_lines, untrusted_lines
 from proxy.head import Field, Head, normalise
 from proxy.limits import release
+from proxy.refusals import RefusingClient
 from proxy.repeat import Habits
 from proxy.streams import (
     BETWEEN_REQUESTS,
     BODY_BYTE,
+    CLOSE_ANSWER,
+    FOR_AGENTS,
     FOR_CLIENT,
     FOR_DECISION,
     FOR_QUEUE,
@@ -39,16 +45,16 @@ from proxy.streams import (
     NEXT_REQUEST,
     NOTHING,
     REST_OF_HEAD,
-    ClientStreams,
 )
-from shared import log
+from proxy.upgrade import Upgrade, read_upgrade
 from shared.clock import now_ns
 from shared.defaults import LINGER_BYTES
 from shared.errors import RequestRefused
 from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
 from shared.segment_buckets import Limit
-from shared.wire.audit import AuditRecord
-from shared.wire.messages import connection_metadata, lasting_metadata, text
+from shared.wire.messages import connection_metadata, lasting_metadata
+
+_RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: what is unsent is thrown away, with a RST
 
 
 class Queued:
@@ -69,7 +75,7 @@ class Queued:
         self.is_ended = False
 
 
-class ProxyProtocol(ClientStreams):
+class ProxyProtocol(RefusingClient):
     """One client connection."""
 
     def __init__(
@@ -80,7 +86,7 @@ class ProxyProtocol(ClientStreams):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(app.context(), config, server_state, app_state, _loop)
-        self.driver: Driver | None = None
+        self.driver = None
         self.is_draining = False
         self.peer_ip = ""
         self.uses: tuple[tuple[Limit, int], ...] = ()  # connection limits that count it
@@ -93,10 +99,11 @@ class ProxyProtocol(ClientStreams):
         self._forwarded_parts = (b"", b"")
         self._forwarded_host: bytes | None = None
         self._forwarded = b""
-        self._queue: deque[Queued] = deque()
-        self._receiving: Queued | None = None  # whose body the parser is reading; None = the driver's
+        self._queue = deque()
+        self._receiving = None
         self._is_next_scheduled = False
         self._lingered = 0
+        self.is_ended_by_close = False  # the answer's length is told by the connection's end alone (HTTP/1.0)
 
     # --- the connection's life ------------------------------------------------------------------------
 
@@ -152,6 +159,7 @@ class ProxyProtocol(ClientStreams):
         self.waiting_until = 0
         self._is_lingering = True  # the parser's remaining callbacks of this read mean nothing
         self._queue.clear()
+        self._tunnel = None
         driver = self.driver
         if driver is not None:
             self.driver = None
@@ -162,9 +170,6 @@ class ProxyProtocol(ClientStreams):
     def pipelined(self) -> int:
         """Requests that wait for an earlier one's answer."""
         return len(self._queue)
-
-    def eof_received(self) -> None:
-        """A half-closed client counts as gone (the transport closes itself)."""
 
     def shutdown(self) -> None:
         """Drain: the next answer says `Connection: close`; a connection that stays idle is closed later.
@@ -179,6 +184,9 @@ class ProxyProtocol(ClientStreams):
         """Break the connection now."""
         self._is_lingering = True
         self.context.outbox.drop(self.transport)
+        sock = self.transport.get_extra_info("socket") if self.is_ended_by_close else None
+        if sock is not None:  # what is cut must not look like its end: a reset, no FIN
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def timeout(self) -> None:
@@ -187,13 +195,17 @@ class ProxyProtocol(ClientStreams):
         self.waiting_until = 0
         if what == REST_OF_HEAD:
             self._refuse_now(RequestRefused(408, "the request's head did not arrive in time"))
+        elif what == CLOSE_ANSWER and self._tunnel is not None:
+            self._tunnel.close(b"the close was not answered in time")
         elif what == BODY_BYTE and self.driver is not None:
             self.driver.feed(BROKEN, RequestRefused(408, "no byte of the request's body arrived in time"))
         else:
             self._is_lingering = True
             self.context.outbox.flush(self.transport)
-            if what == LINGERING or self.transport.get_write_buffer_size():
-                self.transport.abort()  # a close would wait for a client that does not read
+            if self.transport.get_write_buffer_size():
+                self.abort()  # a close would wait for a client that does not read
+            elif what == LINGERING:
+                self.transport.abort()
             else:
                 self.transport.close()
 
@@ -206,6 +218,9 @@ class ProxyProtocol(ClientStreams):
             if self._lingered > LINGER_BYTES:
                 self.transport.close()
             return
+        if self._early is not None:
+            self._take_raw(data)
+            return
         is_new = self.waiting_for in BETWEEN_REQUESTS and not self.is_full
         if is_new and len(data) <= self._limits.max_header_bytes:
             head = self._habits.head_of(data)
@@ -216,6 +231,9 @@ class ProxyProtocol(ClientStreams):
         self._take(data)
         if is_new and self.driver is not None:
             self._habits.learn(data, self.driver.head)
+        driver = self.driver
+        if driver is not None and driver.request_flow is not None:
+            driver.request_flow.settle()
         if self._wants_hold:
             self._wants_hold = False
             driver = self.driver
@@ -244,9 +262,11 @@ class ProxyProtocol(ClientStreams):
         method = parser.get_method()
         version = parser.get_http_version()
         is_upgrade = parser.should_upgrade()
-        if is_upgrade and method != b"CONNECT" and not _asks_websocket(self.headers):
-            self._refeed, self._method, self._version = self.headers, method, version
-            return
+        if is_upgrade and method != b"CONNECT":
+            if version != "1.1" or not _asks_websocket(self.headers):
+                self._refeed, self._method, self._version = self.headers, method, version
+                return
+            self._early = []
         self._in_head = False
         self._trailers = self._body_bytes = self._raw_body_bytes = 0
         keep_alive = parser.should_keep_alive()
@@ -276,7 +296,7 @@ class ProxyProtocol(ClientStreams):
             raise RequestRefused(413, f"body is over max_body_bytes = {limit}")
         if not self._paused:  # else it is we who do not read
             self.waiting_until = self.context.now + self.context.body_timeout_ns
-        ROWS[driver.state][BODY](driver, body)
+        driver.client_body(body)
 
     def on_message_complete(self) -> None:
         if self._is_lingering or self._refeed is not None:
@@ -291,7 +311,7 @@ class ProxyProtocol(ClientStreams):
         if driver is not None and not driver.is_request_ended:
             self.waiting_for = NOTHING
             self.waiting_until = 0
-            ROWS[driver.state][BODY_END](driver, None)
+            driver.client_body_end()
 
     # --- exchanges ------------------------------------------------------------------------------------
 
@@ -302,17 +322,18 @@ class ProxyProtocol(ClientStreams):
         context.requests += 1
         try:
             head = normalise(method, target, version, fields, keep_alive, self._limits.max_body_bytes)
-            if head.is_websocket:
-                raise RequestRefused(501, "WebSocket is not supported yet")
-            if is_upgrade:
-                # llhttp has stopped at this head and told nothing of a body: there is no going on from here.
+            if head.is_websocket != is_upgrade:
+                # llhttp has stopped at this head, or not, and what follows is something else to us than to it.
                 raise RequestRefused(400, "ambiguous Upgrade")
+            upgrade = read_upgrade(head) if is_upgrade else None
         except RequestRefused as refusal:
             self._answer_refusal(refusal, method, target, fields, keep_alive)
             return
-        self._begin(head)
+        if upgrade is not None:
+            head.keep_alive = False  # whatever the answer is: nothing behind it is read as HTTP
+        self._begin(head, upgrade)
 
-    def _begin(self, head: Head) -> None:
+    def _begin(self, head: Head, upgrade: Upgrade | None = None) -> None:
         context = self.context
         route = head.route
         if route is None:
@@ -321,24 +342,42 @@ class ProxyProtocol(ClientStreams):
             except RequestRefused as refusal:
                 self._answer_refusal(refusal, head.method, head.target, head.fields, head.keep_alive)
                 return
+        if upgrade is not None and not route.websocket.enabled:
+            disabled = RequestRefused(403, "WebSocket is not enabled for this route")
+            self._answer_refusal(disabled, head.method, head.target, head.fields, head.keep_alive)
+            return
         driver = self.driver = Driver(self, head, route, now_ns())
+        driver.upgrade = upgrade
         if head.has_body:
             self._is_chunked = head.is_chunked
             self.waiting_for = BODY_BYTE
-            self.waiting_until = context.now + context.body_timeout_ns
+            if not self._paused:  # of a queued request, whose body is not read yet
+                self.waiting_until = context.now + context.body_timeout_ns
+            if route.sees_requests:
+                try:
+                    driver.open_request_flow()
+                except RequestRefused as refusal:
+                    driver.state = ENDED
+                    driver.reject(refusal)
+                    return
         else:
             self.waiting_for = NOTHING
             self.waiting_until = 0
         if route.limits is None or not route.limits.refuses(driver):
             ROWS[driver.state][BEGIN](driver, None)
 
+    def tunnel_ended(self, *, is_eof: bool) -> None:
+        """From the tunnel: all is said. `is_eof`: also by the client."""
+        self.driver = self._tunnel = None
+        self._release(self._paused)
+        self._linger(not is_eof)
+
     def exchange_ended(self, close: bool) -> None:
         """From the driver: its response is written. Go on with the next request, or close."""
         driver = self.driver
         self.driver = None
-        self.server_state.total_requests += 1
         if self._paused:
-            self._release(FOR_DECISION | FOR_UPSTREAM)
+            self._release(FOR_DECISION | FOR_UPSTREAM | FOR_AGENTS)
         if close:
             self._linger(driver is None or (driver.head.has_body and not driver.is_request_ended))
             return
@@ -393,106 +432,20 @@ class ProxyProtocol(ClientStreams):
             if limit and self._body_bytes > limit:
                 driver.feed(BROKEN, RequestRefused(413, f"body is over max_body_bytes = {limit}"))
                 return
-            driver.feed(BODY, data)
+            driver.client_body(data)
+            if self.driver is not driver:
+                return
         if queued.is_ended:
             self.waiting_for = NOTHING
             self.waiting_until = 0
             if self.driver is driver:
-                driver.feed(BODY_END)
+                driver.client_body_end()
         elif is_last and self._refusal is None:
             self._release(FOR_QUEUE)  # the rest of its body has yet to come
         elif self._refusal is not None:
             driver.feed(BROKEN, self._refusal)
-
-    # --- refusals -------------------------------------------------------------------------------------
-
-    def _broken(self, refusal: RequestRefused) -> None:
-        """What arrives breaks a rule. Requests before it are answered first."""
-        driver = self.driver
-        if driver is not None and not driver.is_request_ended and self._receiving is None and not self._in_head:
-            driver.feed(BROKEN, refusal)
-            return
-        self._refuse(refusal)
-
-    def _refuse(self, refusal: RequestRefused) -> None:
-        """Refuse what is being parsed, once what was before it is answered."""
-        if self.driver is None and not self._queue:
-            self._refuse_now(refusal)
-            return
-        if self._receiving is not None and not self._receiving.is_ended and not self._in_head:
-            self._queue.remove(self._receiving)  # its body is what is broken
-            self._receiving = None
-        self._refusal = refusal
-        self._pause(FOR_QUEUE)
-
-    def _refuse_now(self, refusal: RequestRefused) -> None:
-        self._refusal = None
-        self.context.requests += 1
-        method = b""
-        if not self._in_head:
-            self.url, self.headers = b"", []
-        elif self.url and self.parser.get_method() == b"HEAD":
-            method = b"HEAD"  # its answer has no body
-        self._answer_refusal(refusal, method, self.url or b"", [], False)
-
-    def _answer_refusal(
-        self, refusal: RequestRefused, method: bytes, target: bytes, fields: list[Field], keep_alive: bool
-    ) -> None:
-        """Answer a request that has no exchange: status, one log line, audit, metric."""
-        context = self.context
-        status = refusal.status
-        context.count_refused(status)
-        correlation_id = context.next_exchange()[1]
-        close = refusal.close or not keep_alive or self.is_draining or _has_body(fields)
-        head_fields: list[Field] = [(b"content-type", b"text/plain; charset=utf-8")]
-        if refusal.allow:
-            head_fields.append((b"allow", refusal.allow.encode()))
-        elif status == 405:
-            head_fields.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
-        body = b"%b\ncorrelation id: %b\n" % (refusal.reason.encode(), correlation_id)
-        self.write(
-            apply.own_response(
-                status, head_fields, (), body, correlation_id, context.date, is_head=method == b"HEAD", close=close
-            )
-        )
-        context.account(
-            AuditRecord(
-                ts=context.timestamp(),
-                source="worker",
-                correlation_id=correlation_id.decode(),
-                decision="refused",
-                status=status,
-                reason=refusal.reason,
-                client_ip=self.peer_ip,
-                method=method.decode("latin-1"),
-                uri=text(target)[:1024],
-            ),
-            log.WARNING,
-            "request refused",
-        )
-        self.server_state.total_requests += 1
-        if close:
-            self._linger(not fields or _has_body(fields))
-        elif self.driver is None and not self._queue and self._refusal is None:
-            self._await_next()
-
-    def _linger(self, more: bool) -> None:
-        """Close. `more`: something of the client's may be on its way; read on for a moment, because a reset
-        would destroy the answer on its way to the client (RFC 9112 9.6)."""
-        self._is_lingering = True
-        more = more or bool(self._queue)
-        self._queue.clear()
-        self.waiting_for = LINGERING
-        self.waiting_until = self.context.now + self.context.linger_ns
-        transport = self.transport
-        if transport.is_closing():
-            return
-        self.context.outbox.flush(transport)
-        if transport.can_write_eof() and (more or self._in_head or self._paused):
-            self._release(self._paused)
-            transport.write_eof()
-        else:
-            transport.close()
+        if driver.request_flow is not None:
+            driver.request_flow.settle()
 
     # --- back-pressure towards the client -----------------------------------------------------------------
 
@@ -524,11 +477,3 @@ def _asks_websocket(fields: list[Field]) -> bool:
         name.lower() == b"upgrade" and any(token.strip().lower() == b"websocket" for token in value.split(b","))
         for name, value in fields
     )
-
-
-def _has_body(fields: list[Field]) -> bool:
-    for name, value in fields:
-        lower = name.lower()
-        if lower == b"transfer-encoding" or (lower == b"content-length" and value != b"0"):
-            return True
-    return False

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shared.config.schema import Route
+from shared.config.schema_routes import Route
 from shared.errors import RequestRefused
 
 _PARAMETERS = re.compile(rb";[^/]*")

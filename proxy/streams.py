@@ -18,6 +18,7 @@ FOR_DECISION: Final = 1  # body is here that may not go upstream yet
 FOR_UPSTREAM: Final = 2  # the upstream's buffer is full
 FOR_QUEUE: Final = 4  # requests are queued behind an open exchange
 FOR_CLIENT: Final = 8  # the client does not read what it was answered
+FOR_AGENTS: Final = 16  # too much of the body waits for its agents
 
 # What `waiting_until` waits for.
 NOTHING: Final = 0
@@ -26,6 +27,7 @@ REST_OF_HEAD: Final = 2
 BODY_BYTE: Final = 3
 NEXT_REQUEST: Final = 4
 LINGERING: Final = 5
+CLOSE_ANSWER: Final = 6  # of a WebSocket, to a close frame
 BETWEEN_REQUESTS: Final = (NEXT_REQUEST, FIRST_BYTE)
 
 
@@ -52,6 +54,13 @@ class ClientStreams(GuardedParser):
         self.context.bytes_out += len(data)
         self.context.outbox.write(self.transport, data)
 
+    def write_pieces(self, pieces: list[bytes]) -> None:
+        """The same for pieces of which some are large: they are not put together."""
+        size = sum(map(len, pieces))
+        self._written += size
+        self.context.bytes_out += size
+        self.context.outbox.write_pieces(self.transport, pieces)
+
     def hold_body(self) -> None:
         """From the driver: body is here that may not go. Decided at the end of this read (it may be whole)."""
         self._wants_hold = True
@@ -68,6 +77,14 @@ class ClientStreams(GuardedParser):
     def release_for_upstream(self) -> None:
         """From the driver: it has drained."""
         self._release(FOR_UPSTREAM)
+
+    def hold_for_agents(self) -> None:
+        """From the driver: too much of the body waits for its agents."""
+        self._pause(FOR_AGENTS)
+
+    def release_for_agents(self) -> None:
+        """From the driver: they have caught up."""
+        self._release(FOR_AGENTS)
 
     def _pause(self, why: int) -> None:
         if not self._paused:

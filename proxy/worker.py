@@ -59,7 +59,7 @@ class _Connection(Protocol):
     """What the drain needs of proxy/protocol.py's connections."""
 
     def shutdown(self) -> None: ...
-    def abort(self) -> None: ...
+    def cut(self) -> None: ...
 
 
 async def no_application(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -176,7 +176,7 @@ class WorkerServer(Server):
         if not self.force_exit:
             _log.warning("graceful timeout: connections cut", extra={"connections": len(left)})
         for connection in left:
-            connection.abort()
+            connection.cut()
         await asyncio.sleep(0)  # connection_lost runs in the loop's next turn
 
 

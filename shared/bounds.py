@@ -10,7 +10,7 @@ Kind: table.
 from typing import Final, NamedTuple
 
 from shared import defaults as d
-from shared import metrics as m
+from shared import metrics_agentd as ma
 
 
 class Bound(NamedTuple):
@@ -40,7 +40,21 @@ WORKER: Final = (
           "wardgate_requests_refused_total", "431."),
     Bound("request target", d.MAX_TARGET_BYTES, "bytes", "", "", "", "wardgate_requests_refused_total", "414."),
     Bound("request body", d.MAX_BODY_BYTES, "bytes", "server.max_body_bytes", "", "",
-          "wardgate_requests_refused_total", "413. Bodies are passed on as they come and never held."),
+          "wardgate_requests_refused_total", "413. Bodies are passed on as they come, unless agents see them."),
+    Bound("a body's bytes that wait for its agents", d.BODY_CHUNK_BYTES, "bytes", "", "", "", "",
+          "The sender is not read on. What a route buffers and what `needs_more` keeps is bounded by the next row."),
+    Bound("body that an agent is shown", d.MAX_AGENT_BODY_BYTES, "bytes", "agents[].max_request_body_bytes", "", "",
+          "wardgate_bodies_too_large_total", "413 (a response's: 502) where the agent is fail-closed, else the rest "
+          "passes without it. `max_response_body_bytes` is the other direction's."),
+    Bound("bodies that agents have not decided on, per worker", d.HOP_OUTSTANDING_BYTES, "bytes", "",
+          "wardgate_bodies_outstanding_bytes", "wardgate_bodies_outstanding_limit_bytes",
+          "wardgate_decisions_local_total", "Outcome queue_full. Observers may have half of it; beyond, they are not "
+          "shown the rest of their body: `wardgate_observed_chunks_dropped_total`."),
+    Bound("WebSocket message that agents see", d.WEBSOCKET_MESSAGE_BYTES, "bytes",
+          "routes[].websocket.max_message_bytes", "", "", "wardgate_websockets_closed_total",
+          "The sender is closed with 1009. Counted after decompression, of which nothing is done ahead of its turn."),
+    Bound("what a WebSocket's sender said behind a message in question", d.WEBSOCKET_HELD_BYTES, "bytes", "", "", "",
+          "", "It is not read on. One of these and one message for each direction of each WebSocket."),
     Bound("request that is recognised when its connection repeats it", d.REPEATED_HEAD_BYTES, "bytes", "", "", "", "",
           "A longer one is parsed each time. One for each connection; with what it means five times its size."),
     Bound("response heads remembered by their bytes", d.HEADS_REMEMBERED, "heads", "", "", "", "",
@@ -180,7 +194,7 @@ def rows() -> tuple[Bound, ...]:
 
 def render_markdown() -> str:
     """docs/bounds.md. Raises KeyError for a metric that does not exist."""
-    known = {metric.name: metric.name for metric in m.families()}
+    known = {metric.name: metric.name for metric in ma.families()}
     out = [_INTRO]
     for title, table in (("In each worker", WORKER), ("In agentd", AGENTD), ("In an agent on the Python SDK", SDK)):
         out.append(_HEAD.format(title=title))

@@ -74,11 +74,54 @@ class HeaderOp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     value: str = ""
 
 
+class ChunkAction(IntEnum):
+    """What an allowed chunk or frame becomes. On the wire, never renumber."""
+
+    PASS = 0
+    DROP = 1
+    REPLACE = 2
+
+
+class ChunkVerdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What is said of a chunk or frame beside ALLOW; the replacement is the decision's `body`.
+
+    The masks name agents by their place in the plan, as the event's mask does; so does `editor`, whose
+    `action` it is (after `hold`: it acts on everything held for that agent).
+    """
+
+    action: ChunkAction = ChunkAction.PASS
+    editor: int = -1
+    hold: int = 0  # needs_more: keep the chunk until a later verdict without it
+    skip: int = 0  # skip_body: no further chunk of this body
+
+
+class Finding(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One detection of a guardrail. `start`, `end`: bytes of the inspected content as UTF-8, -1 = not told."""
+
+    category: str
+    severity: int  # 0 low, 1 medium, 2 high, 3 critical
+    description: str = ""
+    confidence: float = 1.0
+    start: int = -1
+    end: int = -1
+
+
+class Inspection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What one agent found in a text."""
+
+    agent: str
+    detected: bool
+    confidence: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    redacted: str | None = None
+
+
 class Decision(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One decision about one event, ready to apply.
 
-    For all verbs but ALLOW, `status`, `headers` and `body` are the whole response (framing excepted).
-    `request_ops` are set only beside ALLOW; `response_ops` belong to the response the client gets.
+    For all verbs but ALLOW, `status`, `headers` and `body` are the whole response (framing excepted); for
+    a WebSocket frame a block's `status` is the close code and its `body` the reason. `request_ops` are set
+    only beside ALLOW; `response_ops` belong to the response the client gets.
     """
 
     verb: Verb = Verb.ALLOW
@@ -90,6 +133,8 @@ class Decision(msgspec.Struct, array_like=True, frozen=True, gc=False):
     agent: str = ""  # who decided; "" when everybody allowed or nobody was asked
     reason: str = ""  # a stable word: the outcome for FAIL, else the verb
     identity: str = ""  # beside ALLOW: who an agent says the client is; the key of rate limits
+    chunk: ChunkVerdict | None = None  # beside ALLOW of a chunk or frame; None = it passes
+    inspections: tuple[Inspection, ...] = ()  # of guardrail_inspect, one per agent that answered
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -126,14 +171,18 @@ def merge(
     """The decision of one phase from the answers at hand, in chain order.
 
     None = that agent had not answered when the phase ended (only possible beside a refusal) or is an
-    observer. block > challenge > redirect > fail-closed failure > allow, ties by chain order. Only if
-    all allow are their header operations joined; a refusal carries its own agent's alone.
+    observer. In what one agent says of a chunk, masks and editor are those of a chain of one. block >
+    challenge > redirect > fail-closed failure > allow, ties by chain order. Only if all allow are their
+    header operations joined; a refusal carries its own agent's alone.
     """
     strongest: Decision | None = None
     request_ops: tuple[HeaderOp, ...] = ()
     response_ops: tuple[HeaderOp, ...] = ()
     identity = ""
-    for answer, mode, name in zip(answers, modes, names, strict=True):
+    chunk: ChunkVerdict | None = None
+    body = b""
+    inspections: tuple[Inspection, ...] = ()
+    for place, (answer, mode, name) in enumerate(zip(answers, modes, names, strict=True)):
         if answer is None:
             continue
         decision = answer.decision
@@ -141,7 +190,20 @@ def merge(
             decision = on_failure(answer.outcome, mode, kind, name)
             if decision is None:
                 continue
+        said = decision.chunk
+        if said is not None:
+            if said.editor >= 0 and chunk is not None and chunk.editor >= 0:
+                # Two mutations of one chunk: the first in chain order acts, the second breaks the rule.
+                refusal = on_failure(Outcome.MALFORMED, mode, kind, name)
+                if refusal is None:
+                    continue
+                decision = refusal
+            else:
+                if said.editor >= 0:
+                    body = decision.body
+                chunk = _joined(chunk, said, place)
         if decision.verb is _ALLOWS:
+            inspections += decision.inspections
             request_ops += decision.request_ops
             response_ops += decision.response_ops
             identity = identity or decision.identity
@@ -149,9 +211,26 @@ def merge(
             strongest = decision
     if strongest is not None:
         return strongest
-    if request_ops or response_ops or identity:
-        return Decision(request_ops=request_ops, response_ops=response_ops, identity=identity)
+    if request_ops or response_ops or identity or chunk is not None or inspections:
+        return Decision(
+            body=body,
+            request_ops=request_ops,
+            response_ops=response_ops,
+            identity=identity,
+            chunk=chunk,
+            inspections=inspections,
+        )
     return ALLOW
+
+
+def _joined(before: ChunkVerdict | None, said: ChunkVerdict, place: int) -> ChunkVerdict:
+    """One more agent's word, given as if it were the first of the chain, put to its place."""
+    before = before or _PASSES
+    editor, action = (place, said.action) if said.editor >= 0 else (before.editor, before.action)
+    return ChunkVerdict(action, editor, before.hold | said.hold << place, before.skip | said.skip << place)
+
+
+_PASSES = ChunkVerdict()
 
 
 # --- screening header operations (semantics 6) ---------------------------------------------------
@@ -166,9 +245,14 @@ PROTECTED = frozenset(
         "content-length",
         "upgrade",
         "te",
+        "expect",
         "trailer",
         "keep-alive",
         "proxy-connection",
+        "sec-websocket-key",  # a handshake is between its ends: other values would break it, or hide what was agreed
+        "sec-websocket-accept",
+        "sec-websocket-version",
+        "sec-websocket-extensions",
     )
 )
 _TOKEN = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]+\Z")  # RFC 9110 5.6.2 without "_" (see docs: header names with _)
@@ -178,6 +262,11 @@ _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 def is_header_name(name: str) -> bool:
     """RFC 9110 5.6.2 token, ASCII, without underscore."""
     return _TOKEN.match(name) is not None
+
+
+def is_token(name: str) -> bool:
+    """RFC 9110 5.6.2 token: also the name of a challenge's parameter (error_description, RFC 6750 3)."""
+    return _TOKEN.match(name.replace("_", "-")) is not None
 
 
 def is_header_value(value: str) -> bool:

@@ -45,7 +45,7 @@ CLIENT_BUFFER_BYTES: Final = 65_536  # high-water mark of a client's or upstream
 MAX_FORWARDED_HOPS: Final = 32  # X-Forwarded-For entries looked at from the right
 
 # --- hop between worker and agentd ---------------------------------------------------------------
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 HOP_GRACE_MS: Final = 100  # the worker gives up so long after the deadline, so that a merge is never overtaken
 HOP_HWM: Final = 1_000  # messages; each carries a whole loop tick
 HOP_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
@@ -141,6 +141,43 @@ IDLERS_MAX: Final = 64  # connections of one process cut at once for saying noth
 ALARM_LATE_MS: Final = 50  # a deadline seen so late: agentd itself stood still, answers may lie unread
 READ_FIRST_MS: Final = 20  # for reading them before anybody is blamed
 
+# --- bodies, WebSocket, guardrails -----------------------------------------------------------------
+BODY_CHUNK_BYTES: Final = 1_048_576  # of a streamed body shown to agents at a time: what HELLO takes unless it says so
+BODY_CHUNK_LEAST_BYTES: Final = 65_536  # and where many bodies are on their way
+BODIES_EASY_BYTES: Final = 16 * 1024 * 1024  # of one worker on their way to agents; the nearer, the smaller the chunks
+BODY_COPIED_BYTES: Final = 16_384  # below this, pieces of a write are put together: cheaper than a list of them
+OUTBOX_PIECES_MAX: Final = 32  # writes to one connection that are held for the end of a turn; each is shorter than that
+HOP_BODIES_BYTES: Final = 4 * 1024 * 1024  # of bodies in one message of the hop
+HOP_LINGER_MS: Final = 20  # of a closed end: with 0 libzmq 4.3.5 aborts if the other end breaks in a multipart message
+HOP_BODY_MAX_BYTES: Final = 16 * 1024 * 1024 - 65_536  # of one body: the message also holds its event
+HOP_OUTSTANDING_BYTES: Final = 128 * 1024 * 1024  # of bodies of one worker that agents have not decided on
+WEBSOCKET_MESSAGE_BYTES: Final = 1_048_576
+WEBSOCKET_MESSAGES_PER_S: Final = 0.0  # no limit
+WEBSOCKET_SLICE_BYTES: Final = 4_096  # read at a time where agents see messages: inflated it is at most 4 MiB
+WEBSOCKET_FRAMES_PER_TURN: Final = 256  # of one direction before the loop turns, about 4 ms
+WEBSOCKET_HELD_BYTES: Final = 524_288  # of one sender, behind a message in question; beyond, it is not read
+WEBSOCKET_CLOSE_S: Final = 10.0  # from the first close frame to the answer of the other side
+AGENT_MESSAGE_ROOM_BYTES: Final = 1_048_576  # of a message to an agent that are not body
+GUARDRAIL_INSPECT: Final = ("prompt_injection", "pii_detection")
+GUARDRAIL_TEXT_BYTES: Final = 1_048_576
+GUARDRAIL_TEXT_MAX_BYTES: Final = 2 * 1024 * 1024  # of that setting: escaped in JSON it is six times as long at worst
+GUARDRAIL_WINDOW_CHARS: Final = 512  # longer than what is looked for: keys, addresses, a sentence
+GUARDRAIL_CONTEXT_CHARS: Final = 64  # shown before what is held back: a number or word is not taken for another
+GUARDRAIL_STEP_SHARE: Final = 4  # a streamed text is inspected again when a 4th of the window is new
+GUARDRAIL_HELD_SHARE: Final = 8  # a stream's events held back may have so many times the longest text in bytes
+GUARDRAIL_CHANNELS_SWEPT: Final = 256  # texts of one stream told apart; beyond, those that ended are forgotten
+GUARDRAIL_CHANNELS_MAX: Final = 1_024  # and beyond this it is refused
+GUARDRAIL_DEPTH_MAX: Final = 128  # of JSON: the deepest tool schemas have half of that, parsers give up at 500
+GUARDRAIL_VALUES_MAX: Final = 50_000  # objects and strings of one body, numbers aside: each costs 1 us of the loop
+GUARDRAIL_MARK: Final = "[REDACTED]"  # fits into a JSON string as it is
+GUARDRAIL_NUMBER_DIGITS: Final = 9  # whole numbers from this length on are inspected as text
+GUARDRAIL_STATUS: Final = 403  # of what a finding blocked
+GUARDRAIL_FINDINGS_TOLD: Final = 20  # of one inspection, in its audit record; beyond, their number
+GUARDRAIL_MODELS: Final = 64  # per route, whose tokens are counted by name; beyond: "other"
+GUARDRAIL_MODEL_CHARS: Final = 100  # of a model's name in metrics and audit
+FALLBACK_KEPT_BYTES: Final = 8_388_608  # of a request body, for the next upstream; a longer one has only the first
+FALLBACK_STATUSES: Final = (429, 500, 502, 503, 504, 529)  # 529: Anthropic's "overloaded"
+
 # --- upstreams -----------------------------------------------------------------------------------
 CONNECT_TIMEOUT_S: Final = 2.0
 RESPONSE_TIMEOUT_S: Final = 60.0
@@ -172,6 +209,17 @@ IPV6_CLIENT_BITS: Final = 64  # a site has at least so many addresses to change 
 LIMIT_KEYS_CACHED: Final = 4_096  # per limit and worker: keys whose hash is remembered
 LIMIT_KEY_CACHED_BYTES: Final = 128  # longer ones are hashed each time
 
+# --- content codings: what agents see decoded ------------------------------------------------------
+DECODE_RATIO_MAX: Final = 200  # Apache's limit; logs of one kind of line have 50, a gzip bomb 1,000, others 100,000
+DECODE_RATIO_FREE_BYTES: Final = 1_048_576  # below this the ratio says nothing: zeros of a small file have 1,000 too
+DECODE_CODINGS_MAX: Final = 2  # on top of each other; more are never sent for a good reason
+DECODE_PIECE_BYTES: Final = 32_752  # made at a time: brotli's own first block, a byte more would be three of them
+DECODE_FEED_BYTES: Final = 65_536  # given to a library at a time: it copies what it has not used yet
+DECODE_BROTLI_WINDOW_LOG: Final = 22  # 4 MiB, encoders' default; it is decoded in one go: 2^24 took 40 ms for 200 bytes
+DECODE_ZSTD_WINDOW_LOG: Final = 23  # 8 MiB, the most that RFC 9659 allows in a content coding
+DECODE_MEMBERS_FREE: Final = 256  # gzip members and zstd frames that may be short
+DECODE_MEMBER_BYTES: Final = 1_024  # beyond them one more for each of these bytes: beginning one costs 20 us (zstd)
+
 # --- segments: capacities, never from configuration ----------------------------------------------
 WORKER_SLOTS: Final = 128
 AGENT_ROWS: Final = 256
@@ -184,6 +232,8 @@ SEGMENT_NAME_BYTES: Final = 64  # of a name in a segment, UTF-8
 SEGMENT_READ_TRIES: Final = 200  # about 40 us: a row still torn then has a writer that stopped inside it
 WORKER_STALE_MS: Final = 5_000  # a worker beats every second; five missed = its loop does not turn
 FILTERS_PER_ROUTE: Final = 64  # an event's mask is one u64
+PLANS_MAX: Final = 65_535  # of a configuration; a plan's number is a u16
+PLANS_MAX_BYTES: Final = 15 * 1024 * 1024  # of all plans as JSON: they are registered in one message of the hop
 
 # --- admin, audit, logging -----------------------------------------------------------------------
 ADMIN_LISTEN: Final = ("127.0.0.1:9900",)
@@ -205,6 +255,8 @@ ADMIN_GROUP: Final = "wardgate-admin"  # may read the segments and use admin.soc
 LAG_SHOWN_S: Final = 10.0  # health shows the worst stall of agentd's loop for at least so long
 HEALTH_LOOK_SHARE: Final = 0.01  # of agentd's time goes at most into its own health, looked at once a second
 MEMORY_LOW_SHARE: Final = 0.05  # of the host's or the control group's memory free: health is degraded
+EXPLAIN_CLIENT_IP: Final = "192.0.2.1"  # who asks in `wardgate explain`: RFC 5737, nobody's, so nobody trusts it
+EXPLAIN_ROUTES_SHOWN: Final = 20  # beyond them those whose host or path does not fit are only counted
 AUDIT_SINKS: Final = ("file",)
 AUDIT_PATH: Final = "/var/log/wardgate"
 AUDIT_QUEUE: Final = 10_000  # records

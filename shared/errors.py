@@ -82,6 +82,34 @@ class UpstreamFailed(WardgateError):
         self.reason = reason
 
 
+class CodingUnknown(WardgateError):
+    """A Content-Encoding names a coding that is not known, or too many of them: the body cannot be looked into."""
+
+    code = "coding_unknown"
+
+
+class CodingBroken(WardgateError):
+    """A body is not what its Content-Encoding says: garbage, cut short, or with bytes behind its end."""
+
+    code = "coding_broken"
+
+
+class CodingTooLarge(WardgateError):
+    """A coded body decodes to more than it may: over the limit in bytes, or a bomb by its ratio or its members."""
+
+    code = "coding_too_large"
+
+
+class Uninspectable(WardgateError):
+    """A body's text cannot be found for certain, or there is too much of it: it is refused, never passed unseen."""
+
+    code = "uninspectable"
+
+    def __init__(self, text: str, *, is_too_large: bool = False) -> None:
+        super().__init__(text)
+        self.is_too_large = is_too_large
+
+
 class AdminRefused(WardgateError):
     """The admin API refused a command. `status` is its HTTP status."""
 

@@ -31,8 +31,18 @@ class EventKind(IntEnum):
 
 
 BY_WIRE_NAME = {kind.wire_name: kind for kind in EventKind}
-# Events that this version sends. The others are known names that the configuration still rejects.
-SUPPORTED = (EventKind.REQUEST_HEADERS, EventKind.RESPONSE_HEADERS)
+# Events that agents may be asked about, in the order in which a request meets them.
+SUPPORTED = (
+    EventKind.REQUEST_HEADERS,
+    EventKind.REQUEST_BODY_CHUNK,
+    EventKind.RESPONSE_HEADERS,
+    EventKind.RESPONSE_BODY_CHUNK,
+    EventKind.WEBSOCKET_FRAME,
+    EventKind.GUARDRAIL_INSPECT,
+    EventKind.REQUEST_COMPLETE,
+)
+# Events with bytes beside the JSON, of which one exchange may have many.
+CHUNKED = frozenset((EventKind.REQUEST_BODY_CHUNK, EventKind.RESPONSE_BODY_CHUNK, EventKind.WEBSOCKET_FRAME))
 ALL_EVENTS_MASK = sum(kind.bit for kind in EventKind)
 
 

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from shared.clock import MS, S
 from shared.config.schema import Agent, Config
 from shared.defaults import AGENTD_STALE_MS, UPSTREAM_KNOWN_S
@@ -68,20 +70,29 @@ def expected_workers(config: Config) -> int:
 
 def asked_agents(config: Config) -> tuple[Agent, ...]:
     """The agents that some route names; the others are never asked, so they are no condition."""
-    named = {item.agent for route in config.routes for item in route.filters}
+    named = {item.agent for route in config.routes for item in route.filters} | _inspectors(config)
     return tuple(agent for agent in config.agents if agent.name in named)
 
 
+def _inspectors(config: Config) -> set[str]:
+    """The agents that some route's guardrails name."""
+    tables = (route.guardrails for route in config.routes if route.guardrails is not None)
+    parts = (part for table in tables for part in (table.prompt, table.completion) if part is not None)
+    return {agent for part in parts for agent in part.agents}
+
+
 def used_upstreams(config: Config) -> tuple[str, ...]:
-    """The upstreams that some route names."""
-    named = {route.upstream for route in config.routes}
+    """The upstreams that some route names, as its own or as a fallback."""
+    named = {name for route in config.routes for name in (route.upstream, *route.fallback_upstreams)}
     return tuple(upstream.name for upstream in config.upstreams if upstream.name in named)
 
 
 def is_required(agent: Agent, config: Config) -> bool:
-    """Whether readiness needs it: as it says, else where some enforcing filter is fail-closed."""
+    """Whether readiness needs it: as it says, else where an enforcing filter or a guardrail is fail-closed."""
     if agent.required is not None:
         return agent.required
+    if agent.failure_mode == "closed" and agent.name in _inspectors(config):
+        return True
     return any(
         item.agent == agent.name and item.mode == "enforce" and (item.failure_mode or agent.failure_mode) == "closed"
         for route in config.routes
@@ -165,6 +176,19 @@ def agent_component(
             name, Status.DEGRADED, f"{role}, breaker half open, {instances}", needed, latency_ms, stamp(now)
         )
     return Component(name, Status.HEALTHY, f"{role}, {instances}", needed, latency_ms, stamp(now))
+
+
+def upstream_components(config: Config, proxy: Proxy | None, now: int, stamp: Stamp) -> list[Component]:
+    """Of every upstream in use. A route is served as long as one of its own and its fallbacks is reachable."""
+    seen = {name: upstream_component(name, proxy, now, stamp) for name in used_upstreams(config)}
+    groups = [{route.upstream, *route.fallback_upstreams} for route in config.routes]
+    needed = {
+        name
+        for group in groups
+        for name in group
+        if all(seen[other].status is Status.UNHEALTHY for other in group - {name} if other in seen)
+    }
+    return [msgspec.structs.replace(one, is_required=name in needed) for name, one in seen.items()]
 
 
 def upstream_component(name: str, proxy: Proxy | None, now: int, stamp: Stamp) -> Component:

@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import Clock, NotifySocket, is_running, process_state, wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
 _contexts: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-BESIDE: Final = (("tests/proxy",), ("tests/agentd", "tests/shared", "sdk/python/tests"))
+BESIDE: Final = (("tests/proxy",), ("tests/agentd", "tests/shared", "sdk/python/tests", "agents/tests"))
 ALONE: Final = ("tests/e2e",)
 NOTHING_COLLECTED: Final = 5
 

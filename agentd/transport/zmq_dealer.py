@@ -331,7 +331,7 @@ class V2Transport:
             if wrong:
                 self._reception.bad(session, wrong, now)
         else:
-            self._reception.control(session, frames[1:], now)
+            self._reception.control(session, [f if isinstance(f, bytes) else f.bytes for f in frames[1:]], now)
 
     def _stranger(self, frames: list[Any]) -> V2Session | None:
         """The first message of a connection: whose is it? None = the connection is gone already."""
@@ -361,7 +361,7 @@ class V2Transport:
         if self._drained is not None:
             self._tell_drained()
 
-    def transmit(self, session: V2Session, frames: Sequence[bytes]) -> bool:
+    def transmit(self, session: V2Session, frames: Sequence[Any]) -> bool:
         """Send; a peer that is gone ends its session here."""
         pump = self._pump
         if pump is None:

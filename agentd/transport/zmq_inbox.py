@@ -18,6 +18,7 @@ from shared.defaults import (
     AGENT_MAX_FRAMES,
     AGENT_MAX_MESSAGE_BYTES,
     BACKLOG,
+    HOP_BODY_FRAME_BYTES,
     SKIP_FRAMES,
     VERDICT_MAX_US,
     VERDICTS_CUT_MS,
@@ -62,8 +63,9 @@ def receiver(
     dead: Container[bytes],
     cut: Callable[[bytes, "zmq.Frame"], None],
 ) -> Callable[[], list[Any]]:
-    """Takes a message off the ROUTER: bytes from peers that are known, frames with their origin from others,
-    nothing ([]) from the dead, of whom there may be tens of thousands left.
+    """Takes a message off the ROUTER: bytes from peers that are known (long bodies, behind verb and JSON, stay frames:
+    they are passed on as such), frames with their origin from others, nothing ([]) from the dead, of whom there may be
+    tens of thousands left.
 
     A frame costs 1.2 us to take off, and a message within all bounds on bytes may have a million of them (20 s of
     standing still, 2026-11). So one of more frames than any agent sends goes to `cut(routing id, frame)` as soon as
@@ -90,9 +92,10 @@ def receiver(
         is_known = routing_id in known
         if not is_known and routing_id in dead:
             return skip()
-        for _ in _ALL:
+        for place in _ALL:
             frame = recv(_NOBLOCK, False)
-            frames.append(frame.bytes if is_known else frame)
+            is_bytes = is_known and (place < 2 or len(frame) < HOP_BODY_FRAME_BYTES)
+            frames.append(frame.bytes if is_bytes else frame)
             if not frame.more:
                 return frames
         is_skipping = True

@@ -9,7 +9,7 @@ nothing of the old lockstep is left. A DEALER with the empty delimiter that a RE
 REQ, which would raise where this counts. Dialling again never ends; the wait is 0.1 s, doubled to 1 s,
 with jitter.
 
-What a reply means is decided in shared/wire/messages.py, whom to ask in agentd/lane.py.
+What a reply means is decided in shared/wire/verdict.py, whom to ask in agentd/lane.py.
 
 Kind: IO.
 """
@@ -33,6 +33,7 @@ from shared.clock import MS
 from shared.config.schema import Agent
 from shared.defaults import (
     AGENT_MAX_MESSAGE_BYTES,
+    HOP_BODY_MAX_BYTES,
     V1_CONFIGURE_MS,
     V1_RECONNECT_MAX_MS,
     V1_RECONNECT_MS,
@@ -43,9 +44,10 @@ from shared.pump import Pump
 from shared.wire.agent_messages import Configuration
 from shared.wire.agent_zmq import pack_v1, pack_v1_configure, unpack_v1
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import SCREENED_ALLOW, Screened
 
 _COMPONENT = "agentd.agents"
+_MAX_BODY_BYTES = HOP_BODY_MAX_BYTES // 4 * 3  # base64 makes four bytes of three
 _EVENT = struct.Struct("=hi")  # zmq_socket_monitor(3): event, value
 _CONNECTED = int(zmq.EVENT_CONNECTED)  # the value is the fd
 _UP = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -125,6 +127,8 @@ class V1Connection:
         self.load = 0.0
         self.owes = 0
         self.debt = 0
+        self.max_body_bytes = _MAX_BODY_BYTES
+        self.is_lockstep = True
         # what it is
         self.settings = settings
         self.state = Link.WAITING
@@ -159,10 +163,18 @@ class V1Connection:
         """The one call."""
         if self._pump is None or self.state is not Link.READY or len(self.calls) > 1:
             return False
-        if not self._pump.send((b"", pack_v1(call.asked.event, call.event))):
+        asked, body = call.asked, call.body
+        if asked.has_body and body is None:
+            body = b""
+        if not self._pump.send((b"", pack_v1(asked.event, call.event, body))):
             return False
+        call.body = None
         self.events_sent += 1
         return True
+
+    def tell(self, call: Call) -> bool:
+        """Every event of this protocol is answered."""
+        return False
 
     def cancel(self, call: Call, reason: CancelReason) -> bool:
         """A REP agent cannot be told. At the deadline the connection is closed and dialled anew."""
@@ -320,8 +332,13 @@ class V1Connection:
             self.malformed += 1
             self._down("it spoke without being asked" if call is None else "its reply has no empty delimiter frame")
             return
-        if len(frames) == 2:
-            screened = self._reader.read(frames[1], call.asked.may_set_host)
+        if call.asked.is_told:
+            screened = SCREENED_ALLOW  # whatever it says
+        elif len(frames) == 2:
+            screened = self._reader.read(frames[1], call.question)
+            decision = screened.decision
+            if decision is not None and decision.chunk is not None:
+                self._lane.ledger.body_bytes_received += len(decision.body)
         else:
             screened = Screened(malformed=f"reply of {len(frames) - 1} frames, want one of JSON")
         if screened.malformed:

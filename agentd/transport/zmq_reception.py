@@ -244,12 +244,24 @@ class Reception:
             return  # an answer to a CONFIG that a reload has overtaken
         state, seat = session.wire.state, session.seat
         assert seat is not None
-        if not result.accepted:
-            self.refuse(session, RefuseCode.CONFIG_REJECTED, result.error or "the agent rejected its configuration")
-        elif state is State.RECONFIGURING:
+        reason = result.error or "the agent rejected its configuration"
+        if state is State.RECONFIGURING:
+            if not result.accepted:  # a reload with a fault in it stops nobody: it goes on with what it had
+                session.health, session.health_message = "degraded", f"configuration rejected: {reason}"[:200]
+                self.log.line(
+                    log.ERROR,
+                    "instance goes on with its old configuration: it rejected the new one",
+                    agent=seat.name,
+                    instance=session.name,
+                    reason=reason,
+                )
+            elif session.health_message.startswith("configuration rejected: "):
+                session.health, session.health_message = "healthy", ""
             self.say(session, Event.ACCEPT, now)
             session.pause()
             self.reconfigure_more(now)
+        elif not result.accepted:
+            self.refuse(session, RefuseCode.CONFIG_REJECTED, reason)
         elif state is State.CONFIGURING:
             self.say(session, Event.ACCEPT, now)
             self.log.line(
@@ -283,7 +295,8 @@ class Reception:
             elif session.peer.uid not in seat.uids:
                 self.refuse(session, RefuseCode.NOT_ALLOWED, "the configuration does not allow this user any more")
             elif missing:
-                self.refuse(session, RefuseCode.MISSING_EVENTS, f"the configuration asks for {', '.join(missing)}")
+                reason = f"HELLO lacks {', '.join(missing)}, which the configuration lists"
+                self.refuse(session, RefuseCode.MISSING_EVENTS, reason)
         self.reconfigure(now)
 
     def reconfigure(self, now: int) -> None:

@@ -1,11 +1,13 @@
 """One v2 agent instance: batches its events out, takes its verdicts in, knows what it has not read yet.
 
-Out: `send` and `cancel` only note; the transport calls `flush` once per loop tick, and everything noted
-leaves as one EVENTS message (per `max_batch`) and one CANCEL. In: verdicts in any order and grouping.
+Out: `send`, `tell` and `cancel` only note; the transport calls `flush` once per loop tick, and everything noted
+leaves as one EVENTS message (per `max_batch`: agentd/transport/batches.py) and one CANCEL. In: verdicts in any
+order and grouping.
 
 An agent that does not read fills ZeroMQ's pipe, which counts messages, not bytes. So what was sent and
 not yet shown to be read is counted here, in both; a verdict or a PONG shows that everything sent before
-was read. Over the bound `send` is False (QueueFull), however the calls ended meanwhile.
+was read. Over the bound `send` is False (QueueFull), however the calls ended meanwhile; `tell`, for what needs
+no answer, is so somewhat earlier: no request shall be refused for it.
 
 What the session may say and hear stands in shared/wire/session.py. No sockets here, no identity checks.
 
@@ -19,27 +21,28 @@ from typing import Any, Protocol
 from agentd.call import Call, CallState
 from agentd.peers import Peer
 from agentd.registry import Seat
+from agentd.transport.batches import EVENTS_MAX_BYTES, Batch, Told, batches, size_of
+from agentd.transport.unread import Remembered, Unread
 from shared.clock import MS
 from shared.decision import Outcome
 from shared.defaults import (
     AGENT_ENDED_REMEMBERED,
     AGENT_HWM,
-    AGENT_MAX_MESSAGE_BYTES,
     DRAIN_DEADLINE_MS,
+    HOP_BODY_MAX_BYTES,
     SESSION_MAX_BYTES,
     VERDICTS_MAX_ENTRIES,
 )
 from shared.errors import WireError
 from shared.wire.agent_messages import Cancel, Drain, Hello, Ping, VerdictEntry
-from shared.wire.agent_zmq import EventRow, check_size, pack, pack_events, salvage_verdicts, unpack_verdicts
+from shared.wire.agent_zmq import check_size, pack, pack_events, salvage_verdicts, unpack_verdicts
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
 from shared.wire.session import MAY_HAVE_CALLS, Event, Session, State
+from shared.wire.verdict import Screened
 
 _SENT = CallState.SENT
 _WELCOMED = MAY_HAVE_CALLS | {State.CONFIGURING}
-_ROW_BYTES = 64  # of a call's id, budget and punctuation in EVENTS, rounded up
-_EVENTS_MAX_BYTES = AGENT_MAX_MESSAGE_BYTES - 4_096
+_TOLD = "."  # ends the call id of what needs no answer
 
 
 class Outbox(Protocol):
@@ -51,7 +54,7 @@ class Outbox(Protocol):
     def mark(self, session: "V2Session") -> None:
         """Call its `flush` in this loop tick."""
 
-    def transmit(self, session: "V2Session", frames: Sequence[bytes]) -> bool:
+    def transmit(self, session: "V2Session", frames: Sequence[Any]) -> bool:
         """False: not taken, its pipe is full or gone (then the session is over)."""
 
     def finish(self, session: "V2Session") -> None:
@@ -59,33 +62,6 @@ class Outbox(Protocol):
 
     def drop(self, session: "V2Session", reason: str) -> None:
         """End the session and its connection."""
-
-
-class _Remembered:
-    """The latest members, at least `limit` of them, at most twice as many."""
-
-    __slots__ = ("_older", "_young", "limit")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._young: set[str] = set()
-        self._older: set[str] = set()
-
-    def add(self, member: str) -> None:
-        self._young.add(member)
-        if len(self._young) >= self.limit:
-            self._older, self._young = self._young, set()
-
-    def take(self, member: str) -> bool:
-        """Whether it was among them; it is not any more."""
-        for some in (self._young, self._older):
-            if member in some:
-                some.remove(member)
-                return True
-        return False
-
-    def __contains__(self, member: str) -> bool:
-        return member in self._young or member in self._older
 
 
 class V2Session:
@@ -104,6 +80,8 @@ class V2Session:
         self.load = 0.0
         self.owes = 0
         self.debt = 0
+        self.max_body_bytes = HOP_BODY_MAX_BYTES
+        self.is_lockstep = False
         # who it is
         self.wire = wire
         self.peer = peer
@@ -129,16 +107,15 @@ class V2Session:
         # what is to be sent in this tick
         self.is_marked = False
         self._out: list[Call] = []
+        self._told: list[Told] = []
+        self._told_unanswered = 0  # there may be so many answers to them, which are no garbage
         self._cancels: list[tuple[str, str]] = []
-        # what was sent and may not have been read: (sent ns, number of the message, bytes)
-        self._flights: deque[tuple[int, int, int]] = deque()
-        self._number = 0
-        self._unread_bytes = 0
+        self._unread = Unread()
         self.max_bytes = SESSION_MAX_BYTES  # of those
         self.max_messages = AGENT_HWM
         self._is_full = False
         self._is_probing = False
-        self._unanswered = _Remembered(AGENT_ENDED_REMEMBERED)
+        self._unanswered = Remembered(AGENT_ENDED_REMEMBERED)
         self._answered: deque[str] = deque(maxlen=AGENT_ENDED_REMEMBERED // 8)  # only duplicates look for theirs
         self._outbox = outbox
 
@@ -146,12 +123,12 @@ class V2Session:
 
     def send(self, call: Call) -> bool:
         """Note it for this tick's EVENTS."""
-        size = len(call.event) + _ROW_BYTES
-        messages = len(self._flights) + len(self._out) // self.batch
-        if self._is_full or self._unread_bytes + size > self.max_bytes or messages >= self.max_messages - 1:
+        size = size_of(call)
+        messages = self._unread.messages + len(self._out) // self.batch
+        if self._is_full or self._unread.bytes + size > self.max_bytes or messages >= self.max_messages - 1:
             self._count_refused(messages)
             return False
-        self._unread_bytes += size
+        self._unread.bytes += size
         self._out.append(call)
         if not self.is_marked:
             self._outbox.mark(self)
@@ -163,10 +140,24 @@ class V2Session:
         if self.seat is not None:
             self.seat.sends_refused[reason] += 1
 
+    def tell(self, call: Call) -> bool:
+        """Note it for this tick's EVENTS; no answer is awaited."""
+        size = size_of(call)
+        messages = self._unread.messages + (len(self._out) + len(self._told)) // self.batch
+        bytes_left = self.max_bytes - self.max_bytes // 4 - self._unread.bytes
+        if self._is_full or size > bytes_left or messages >= self.max_messages - self.max_messages // 4 - 1:
+            return False
+        self._unread.bytes += size
+        self._told_unanswered += 1
+        self._told.append((call.call_id + _TOLD, call.deadline_ns, call.event))
+        if not self.is_marked:
+            self._outbox.mark(self)
+        return True
+
     def cancel(self, call: Call, reason: CancelReason) -> bool:
         """Note it for this tick's CANCEL, unless the agent has never seen it."""
         if call in self._out:
-            self._unread_bytes -= len(call.event) + _ROW_BYTES
+            self._unread.bytes -= size_of(call)
             self._out.remove(call)
             return True
         self._unanswered.add(call.call_id)
@@ -216,6 +207,7 @@ class V2Session:
         if self.seat is not None:
             self.max_bytes = self.seat.settings.max_outstanding_bytes
             self.max_messages = self.seat.hwm
+        self.max_body_bytes = min(self.hello.body_bytes, HOP_BODY_MAX_BYTES, self.max_bytes // 2)
 
     def pause(self, *, is_asked: bool | None = None) -> None:
         """Work out `is_paused` anew; `is_asked` by PAUSE or RESUME."""
@@ -241,7 +233,7 @@ class V2Session:
     def flush(self, now: int) -> None:
         """Send what this tick has noted."""
         self.is_marked = False
-        if self._out:
+        if self._out or self._told:
             self._flush_events(now)
         if self._cancels:
             cancels, self._cancels = self._cancels, []
@@ -252,47 +244,46 @@ class V2Session:
 
     def _flush_events(self, now: int) -> None:
         out, self._out = self._out, []
-        limit = self.batch
-        batch: list[Call] = []
-        rows: list[EventRow] = []
-        size = 0
-        for call in out:
-            if call.state is not _SENT:
-                continue  # it ended in this very tick
-            event = call.event
-            room = len(event) + _ROW_BYTES
-            if len(rows) >= limit or size + room > _EVENTS_MAX_BYTES:
-                self._send_batch(batch, rows, size, now)
-                batch, rows, size = [], [], 0
-            batch.append(call)
-            rows.append((call.call_id, (call.deadline_ns - now) // MS, event, None))
-            size += room
-        if rows:
-            self._send_batch(batch, rows, size, now)
+        told, self._told = self._told, []
+        for batch in batches(out, told, self.batch, now):
+            self._send_batch(batch, now)
 
-    def _send_batch(self, batch: list[Call], rows: list[EventRow], size: int, now: int) -> None:
-        if self._is_full or not self._transmit(pack_events(rows), size, now):
-            self._unread_bytes -= size
-            self._is_full = True  # until the next look
-            for call in batch:
-                if call.state is _SENT:
-                    self._lane_failed(call, Outcome.QUEUE_FULL, "its socket is full")
+    def _send_batch(self, batch: Batch, now: int) -> None:
+        size = batch.size
+        if size > EVENTS_MAX_BYTES:
+            self._take_back(batch, Outcome.BODY_TOO_LARGE, "its event fits no message")
             return
-        self.events_sent += len(rows)
+        if self._is_full or not self._transmit(pack_events(batch.rows, batch.bodies), size, now):
+            self._is_full = True  # until the next look
+            self._take_back(batch, Outcome.QUEUE_FULL, "its socket is full")
+            return
+        self.events_sent += len(batch.rows)
+        if batch.bodies:
+            for call in batch.calls:
+                call.body = None  # ZeroMQ has it
 
-    def _transmit(self, frames: Sequence[bytes], size: int, now: int) -> bool:
+    def _take_back(self, batch: Batch, outcome: Outcome, message: str) -> None:
+        """Not sent after all."""
+        self._unread.bytes -= batch.size
+        if batch.told_count and self.seat is not None:
+            self.seat.lane.ledger.completions_sent -= batch.told_count
+            self.seat.lane.ledger.completions_dropped += batch.told_count
+        for call in batch.calls:
+            if call.state is _SENT:
+                self._lane_failed(call, outcome, message)
+
+    def _transmit(self, frames: Sequence[Any], size: int, now: int) -> bool:
         if not self._outbox.transmit(self, frames):
             return False
-        self._number += 1
-        self._flights.append((now, self._number, size))
+        self._unread.left(size, now)
         return True
 
     def _lane_failed(self, call: Call, outcome: Outcome, message: str) -> None:
         assert self.seat is not None
         self.seat.lane.failed(call, outcome, message)
 
-    def take_verdicts(self, frames: Sequence[bytes], now: int) -> str:
-        """VERDICTS: `frames` from the JSON on. Returns what is wrong with the message, "" if nothing is."""
+    def take_verdicts(self, frames: Sequence[Any], now: int) -> str:
+        """VERDICTS: `frames` from the JSON on, long bodies as zmq.Frame. What is wrong with it, "" if nothing is."""
         seat = self.seat
         assert seat is not None
         self.was_useful = False
@@ -328,14 +319,14 @@ class V2Session:
             sent_ns = call.sent_ns
             remember(entry.call)
             if entry.n is None:
-                lane.answered(call, read(entry.verdict, call.asked.may_set_host), now)
+                lane.answered(call, read(entry.verdict, call.question), now)
             else:
                 lane.answered(call, self._with_body(entry, call, bodies, used), now)
         self.verdicts_taken += len(entries)
         if sent_ns:
             self.was_useful = True
             self.owes = 0
-            self._read_before(sent_ns)
+            self._unread.answered(sent_ns)
         return wrong
 
     def _answer(self, call_id: str, screened: Screened) -> bool:
@@ -348,7 +339,7 @@ class V2Session:
         self.seat.lane.answered(call, screened)
         return True
 
-    def _with_body(self, entry: VerdictEntry, call: Call, bodies: Sequence[bytes], used: set[int]) -> Screened:
+    def _with_body(self, entry: VerdictEntry, call: Call, bodies: Sequence[Any], used: set[int]) -> Screened:
         assert self.seat is not None
         n = entry.n
         if n is None or not 0 <= n < len(bodies):
@@ -356,11 +347,19 @@ class V2Session:
         if n in used:
             return Screened(malformed=f"names body frame {n}, which another verdict has")
         used.add(n)
-        return self.seat.reader.read(entry.verdict, call.asked.may_set_host, bodies[n])
+        body = bodies[n]
+        self.seat.lane.ledger.body_bytes_received += len(body)
+        if not isinstance(body, bytes):  # a replacement leaves as it came; a page is part of a decision's record
+            body = body.buffer if call.asked.has_body else body.bytes
+        return self.seat.reader.read(entry.verdict, call.question, body)
 
     def _stray(self, call_id: str) -> str:
         """A verdict for no call in flight: late if it was sent here once, else garbage (what is wrong)."""
         assert self.seat is not None
+        if self._told_unanswered and call_id.endswith(_TOLD):
+            self._told_unanswered -= 1
+            self.was_useful = True  # not asked for, and ignored
+            return ""
         if self._unanswered.take(call_id):
             self._answered.append(call_id)
             self.was_useful = True  # late is no fault, and there are only as many as calls were sent
@@ -375,25 +374,16 @@ class V2Session:
 
     # --- what was read ----------------------------------------------------------------------------
 
-    def _read_before(self, sent_ns: int) -> None:
-        """An answer to a call noted then: whatever left earlier has been read."""
-        flights = self._flights
-        while flights and flights[0][0] < sent_ns:
-            self._unread_bytes -= flights.popleft()[2]
-
     def pong(self, frames: Sequence[bytes]) -> None:
         """The answer to a `ping`; another's is only a sign of life."""
         self._is_probing = False
         self.owes -= self.owes > 1
         if len(frames) == 1 and len(frames[0]) <= 16 and frames[0].isdigit():
-            number = int(frames[0])
-            flights = self._flights
-            while flights and flights[0][1] <= number:
-                self._unread_bytes -= flights.popleft()[2]
+            self._unread.echoed(int(frames[0]))
 
     def ping(self) -> list[bytes]:
         """PING with the number of the last message; whoever echoes it has read that."""
-        return pack(Ping((b"%d" % self._number,)))
+        return pack(Ping((b"%d" % self._unread.number,)))
 
     def look(self, now: int) -> bool:
         """Every AGENT_LOOK_MS: try a full socket again; True = ask for a PONG to see what was read."""
@@ -401,7 +391,7 @@ class V2Session:
         if self.drain_deadline_ns and now >= self.drain_deadline_ns:
             self.drained()
         if self._is_probing or (
-            self._unread_bytes < self.max_bytes // 2 and len(self._flights) < self.max_messages // 2
+            self._unread.bytes < self.max_bytes // 2 and self._unread.messages < self.max_messages // 2
         ):
             return False
         self._is_probing = True
@@ -410,12 +400,12 @@ class V2Session:
     @property
     def unread_bytes(self) -> int:
         """Sent, and not shown to be read."""
-        return self._unread_bytes
+        return self._unread.bytes
 
     @property
     def unread_messages(self) -> int:
         """Messages sent, and not shown to be read."""
-        return len(self._flights)
+        return self._unread.messages
 
     def snapshot(self, now: int) -> dict[str, Any]:
         """For the admin API."""
@@ -438,7 +428,7 @@ class V2Session:
             "health": self.health,
             "health_message": self.health_message,
             "load": self.load,
-            "unread_bytes": self._unread_bytes,
+            "unread_bytes": self._unread.bytes,
             "since_ms": (now - self.wire.since_ns) // MS,
             "last_seen_ms": (now - self.wire.last_seen_ns) // MS,
             "events_sent": self.events_sent,

@@ -22,6 +22,7 @@ from shared.errors import AdminRefused, AlreadyRunning, ConfigError, Unreachable
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("proxy.cli.run", "Proxy and agentd in this terminal (--demo: with something to try)."),
     "check": ("proxy.cli.check", "Check the configuration and say everything that is wrong with it."),
+    "explain": ("proxy.cli.explain", "What would become of a request: route, agents, limits, header fields."),
     "config": ("proxy.cli.config", "Show the configuration as it is in effect, or its schema."),
     "proxy": ("proxy.cli.proxy", "Run the proxy: the arbiter and its workers."),
     "agentd": ("proxy.cli.agentd", "Run agentd, which asks the agents."),

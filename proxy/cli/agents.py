@@ -13,6 +13,7 @@ import click
 from proxy.cli import EXIT_CODES_HELP, config_option, json_option, runtime_option
 from proxy.cli.admin_client import AdminClient, find, json_problems
 from proxy.cli.table import show_table
+from proxy.cli.terminal import clean
 from shared.errors import AdminRefused
 from shared.wire import admin as wire
 
@@ -146,6 +147,9 @@ def _show_one(agent: wire.Agent) -> None:
     if agent.instances:
         click.echo()
         show_table(INSTANCE_HEADERS, [_instance(one, agent) for one in agent.instances], INSTANCES_SPARED)
+    for instance in agent.instances:
+        if instance.health_message:
+            click.echo(f"{instance.name}: {clean(instance.health_message)}")
     if agent.last_calls:
         click.echo()
         show_table(CALL_HEADERS, [_call(call) for call in agent.last_calls], CALLS_SPARED)

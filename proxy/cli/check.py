@@ -88,10 +88,12 @@ def _summary(loaded: Any) -> str:
             lines.append("  nobody is asked")
         for plan in route["plans"]:
             how = "in sequence" if plan["order"] == "sequential" else "in parallel"
-            several = f", {how}" if len(plan["agents"]) > 1 else ""
             waits = any(agent["mode"] == "enforce" for agent in plan["agents"])
+            several = f", {how}" if waits and len(plan["agents"]) > 1 else ""
             limit = f"decided within {plan['within_ms']} ms" if waits else "nobody waits"
-            lines.append(f"  {plan['event']}: {limit}{several}")
+            of = f" ({plan['part']})" if plan["part"] else ""
+            then = ", then" if plan["stage"] else ""
+            lines.append(f"  {plan['event']}{of}{then}: {limit}{several}")
             lines += [f"    {_agent(agent)}" for agent in plan["agents"]]
     return "\n".join(lines)
 
@@ -126,6 +128,8 @@ def _routes(loaded: Any) -> list[dict[str, Any]]:
             "plans": [
                 {
                     "event": plan.kind.wire_name,
+                    "part": plan.part,
+                    "stage": plan.stage,
                     "order": "sequential" if plan.sequential else "parallel",
                     "within_ms": plan.timeout_ns // MS,
                     "agents": [

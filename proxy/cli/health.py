@@ -125,8 +125,12 @@ def without_agentd(place: Place, why: str) -> wire.Health:
         components += [
             _last_known(readiness.agent_component(name, row, False, now, stamp)) for name, row in rows.items()
         ]
-    names = readiness.used_upstreams(config) if config is not None else tuple(seen.upstreams) if seen else ()
-    components += [readiness.upstream_component(name, seen, now, stamp) for name in names]
+    if config is not None:
+        components += readiness.upstream_components(config, seen, now, stamp)
+    else:
+        components += [
+            readiness.upstream_component(name, seen, now, stamp) for name in (seen.upstreams if seen else ())
+        ]
     components.append(readiness.config_component(digest, seen, now, stamp, reload))
     not_asked.append(f"audit: {why}")
     if last is None:

@@ -7,6 +7,8 @@ reader says what the bytes mean (reader.py); here is only when which of them is 
                                         |  anything else                                | a byte, EOF
                                         +----------------------> closed <---------------+
 
+After a 101 that was asked for, the bytes are the sink's own business, in both directions, until it leaves.
+
 Nothing here waits, and no timer is set: `marked_ns` is 0 after every sign of life, the pool's sweep puts
 the time there and compares.
 
@@ -22,6 +24,7 @@ from proxy.outbox import Outbox
 from proxy.upstream.balance import Endpoint
 from proxy.upstream.reader import ResponseReader
 from proxy.upstream.response import Field, ResponseHead
+from shared.defaults import BODY_COPIED_BYTES
 from shared.errors import UpstreamFailed
 
 # RFC 9110 9.2.2; a request that may have had its effect is repeated only if that changes nothing.
@@ -66,6 +69,12 @@ class UpstreamSink(Protocol):
     def upstream_failed(self, failure: UpstreamFailed) -> None:
         """There is no response, or (after `upstream_head`) no end of it. The text names the target: for logs only."""
 
+    def upstream_eof(self) -> None:
+        """After a 101: it says nothing more, but may still listen. Only `leave` or `abort` ends the connection."""
+
+    def upstream_idle(self) -> None:
+        """After a 101: nothing came or went for idle_timeout_s. `leave` or `abort` is expected."""
+
     def upstream_paused(self) -> None:
         """More than server.connection_buffer_bytes of the request are unsent: give no more until `upstream_writable`.
 
@@ -100,6 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_is_body_given",
+        "_is_eof",
         "_is_paused",
         "_is_request_complete",
         "_is_stalled",
@@ -108,6 +118,7 @@ class UpstreamConnection(asyncio.Protocol):
         "endpoint",
         "has_more",
         "is_head_told",
+        "is_leaving",
         "is_reused",
         "marked_ns",
         "method",
@@ -123,6 +134,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.is_reused = False
         self.has_more = False
         self.is_head_told = False
+        self.is_leaving = False  # its sink is done: what comes is thrown away, until it ends
         self.marked_ns = 0
         self.method = b""
         self.retried = 0
@@ -132,6 +144,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_stalled = False  # by the transport: it takes no more of the request
         self._is_request_complete = False
         self._is_body_given = False
+        self._is_eof = False
 
     @property
     def target(self) -> str:
@@ -150,6 +163,40 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- called by the sink -----------------------------------------------------------------------
 
+    def ask_upgrade(self) -> None:
+        """Before `write_head`: it asks for an upgrade, a 101 is the answer."""
+        self._reader.may_upgrade = True
+
+    def end_writing(self) -> None:
+        """After a 101: nothing more will be written. Over TLS that ends the connection."""
+        transport = self._transport
+        if self.sink is not None and transport is not None and not transport.is_closing():
+            self.owner.outbox.flush(transport)
+            if transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()
+
+    def leave(self) -> None:
+        """After a 101: all is said. What the upstream still says is thrown away, so that nothing said is lost by a
+        reset; the pool ends it if the upstream does not."""
+        transport = self._transport
+        if self.sink is None:
+            return
+        self.sink = None
+        self.is_leaving = True
+        self.marked_ns = 0
+        if transport is None or transport.is_closing():
+            return
+        self.owner.outbox.flush(transport)
+        if self._is_eof or not transport.can_write_eof():
+            transport.close()
+            return
+        if self._is_paused:
+            self._is_paused = False
+            transport.resume_reading()
+        transport.write_eof()
+
     def write_head(self, data: bytes, is_whole: bool = False) -> None:
         """The request's head, and nothing of its body. `is_whole`: there is none; as if `end_body` followed."""
         if self.sink is not None and self._transport is not None:
@@ -162,6 +209,15 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_body_given = True
             self.marked_ns = 0
             self.owner.outbox.write(self._transport, data)
+
+    def write_chunk(self, data: bytes) -> None:
+        """The same in a chunk of its own; a large one is not copied for its frame."""
+        if len(data) < BODY_COPIED_BYTES:
+            self.write_body(b"%x\r\n%b\r\n" % (len(data), data))
+        elif self.sink is not None and self._transport is not None:
+            self._is_body_given = True
+            self.marked_ns = 0
+            self.owner.outbox.write_pieces(self._transport, (b"%x\r\n" % len(data), data, b"\r\n"))
 
     def end_body(self) -> None:
         """The request is complete, with or without a body; without this the connection is never reused."""
@@ -201,7 +257,8 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         sink = self.sink
         if sink is None:
-            self._unasked()
+            if not self.is_leaving:
+                self._unasked()
             return
         self.marked_ns = 0
         reader = self._reader
@@ -241,14 +298,20 @@ class UpstreamConnection(asyncio.Protocol):
         if reader.is_complete:
             self._finish(sink)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
+        """True: the transport stays open for what is still to be written (not over TLS)."""
         sink = self.sink
         if sink is None:
             self.owner.forget_idle(self)
+        elif self._reader.is_tunnel and not self._is_cut():
+            self._is_eof = True
+            sink.upstream_eof()
+            return self.sink is sink and self._transport is not None and self._transport.can_write_eof()
         elif not self._is_cut() and self._reader.eof():
             self._finish(sink)
         else:
             self._drop()  # a transport with unsent bytes would go on trying; connection_lost tells the rest
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
@@ -281,6 +344,16 @@ class UpstreamConnection(asyncio.Protocol):
     def is_held_by_client(self) -> bool:
         """Whether silence is the client's doing."""
         return self._is_paused
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether a 101 was said on it."""
+        return self._reader.is_tunnel
+
+    def idle(self) -> None:
+        """Nothing came or went for too long: its sink ends it."""
+        if self.sink is not None:
+            self.sink.upstream_idle()
 
     def fail(self, failure: UpstreamFailed) -> None:
         """End the request without a response; the connection is closed."""

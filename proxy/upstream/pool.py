@@ -23,7 +23,7 @@ from proxy.upstream.connector import Connector
 from proxy.upstream.dial import Connects, Dialler
 from shared.clock import MS, S, now_ns
 from shared.config.schema import Upstream
-from shared.defaults import CLIENT_BUFFER_BYTES, SWEEP_MS, UPSTREAM_KEEPALIVE_S, UPSTREAM_SWEEP_MAX_MS
+from shared.defaults import CLIENT_BUFFER_BYTES, LINGER_MS, SWEEP_MS, UPSTREAM_KEEPALIVE_S, UPSTREAM_SWEEP_MAX_MS
 from shared.errors import UpstreamFailed
 from shared.log import WARNING, RateLimited
 from shared.metrics import (
@@ -325,7 +325,7 @@ class UpstreamPool:
         keepalive_ns = int(UPSTREAM_KEEPALIVE_S * S)
         for conn in self._connections:
             if conn.sink is None:
-                limit = keepalive_ns
+                limit = LINGER_MS * MS if conn.is_leaving else keepalive_ns
             elif not conn.is_head_told:
                 limit = self._response_ns
             elif conn.is_held_by_client():
@@ -338,9 +338,13 @@ class UpstreamPool:
             elif limit and now - conn.marked_ns >= limit:
                 late.append(conn)
         for conn in late:
-            if conn.sink is None:
+            if conn.is_leaving:
+                conn.drop()
+            elif conn.sink is None:
                 self.forget_idle(conn)
                 conn.close()
+            elif conn.is_tunnel:
+                conn.idle()
             elif conn.is_head_told:
                 conn.fail(UpstreamFailed(504, "idle_timeout", "the response stood still for too long"))
             else:

@@ -6,6 +6,7 @@ ones go on through that parser. So the end of a response is known to the byte, w
 tell, and what follows it is noticed; and HEAD, where the parser would wait for a body, needs no tricks.
 
     HEAD --1xx--> HEAD --final head--> LENGTH | CHUNKED | CLOSE --> DONE
+                       --101, asked for--> TUNNEL: what follows is nobody's business here
 
 What a head may say is response.py's. No socket, clock or retry may be put here.
 
@@ -26,6 +27,7 @@ LENGTH: Final = 1
 CHUNKED: Final = 2
 CLOSE: Final = 3
 DONE: Final = 4
+TUNNEL: Final = 5
 
 _HEAD_END: Final = b"\r\n\r\n"
 _LINE_BREAKS: Final = b"\r\n"
@@ -64,12 +66,14 @@ class ResponseReader:
         "is_complete",
         "is_head_request",
         "is_keep_alive",
+        "may_upgrade",
         "state",
     )
 
     def __init__(self) -> None:
         self.state = HEAD
         self.is_head_request = False
+        self.may_upgrade = False  # set after `begin`: a 101 was asked for, and is final
         self.head: ResponseHead | None = None
         self.body = b""
         self.informational: list[tuple[int, list[Field]]] | None = None
@@ -89,6 +93,7 @@ class ResponseReader:
         """Expect the response to a new request. Only after a complete one: what a failure leaves is not cleared."""
         self.state = HEAD
         self.is_head_request = is_head_request
+        self.may_upgrade = False
         self.head = None
         self.is_complete = False
 
@@ -117,11 +122,16 @@ class ResponseReader:
             self.is_complete = True
         elif state == CHUNKED:
             self._feed_chunks(data)
-        elif state == CLOSE:
+        elif state in (CLOSE, TUNNEL):
             self.body = data
         else:
             self.body = b""
             self.has_extra = True
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether what comes is no HTTP any more."""
+        return self.state == TUNNEL
 
     def eof(self) -> bool:
         """The upstream has ended the stream: whether that completes the response."""
@@ -170,14 +180,14 @@ class ResponseReader:
                 raise malformed("a head that is none")
             head = read_head(raw)
             data = data[end:]
-            if head.status >= 200:
+            if head.status >= 200 or (head.status == 101 and self.may_upgrade):
                 self._informational_count = 0
                 break
             self._take_informational(head)
             if not data:
                 return b""
         head.is_keep_alive = self.is_keep_alive
-        if self.is_head_request:
+        if self.is_head_request or head.status == 101:
             head.has_body = False
         elif len(raw) <= HEAD_REMEMBERED_BYTES:
             if len(_heads) >= HEADS_REMEMBERED:
@@ -189,6 +199,11 @@ class ResponseReader:
         """The final head is here, `data` is what follows it: what of that is still to be fed."""
         self.head = head
         self.is_keep_alive = head.is_keep_alive
+        if head.status == 101:
+            self.is_keep_alive = False
+            self._parser = None
+            self.state = TUNNEL
+            return data
         if not head.has_body or head.content_length == 0:
             self._end()
             self.has_extra = data != b""

@@ -16,7 +16,8 @@ from typing import Any, cast
 import msgspec
 
 from shared.config import later
-from shared.config.schema import Config, Table
+from shared.config.keys import Table
+from shared.config.schema import Config
 from shared.config.shape import Shape, describe, fields_of, shape_of
 from shared.config.syntax import CHECKS, has_control
 from shared.config.tree import DEFAULT, Node, Origin, Path, Problem, show_path, show_value
@@ -85,6 +86,9 @@ class _Builder:
         elif shape.kind == "list":
             if isinstance(node.value, list):
                 return self.list(shape, node, path)
+        elif shape.kind == "map":
+            if isinstance(node.value, dict):
+                return self.map(shape, node, path)
         elif shape.kind == "any":
             return self.any(node, path)
         else:
@@ -100,6 +104,18 @@ class _Builder:
         if len(node.value) < least:
             self.refuse(path, node.origin, f"expected {describe(shape)}")
         return tuple(self.value(shape.item, item, (*path, i)) for i, item in enumerate(node.value))
+
+    def map(self, shape: Shape, node: Node, path: Path) -> dict[str, Any]:
+        assert shape.item is not None
+        found: dict[str, Any] = {}
+        for name, child in node.value.items():
+            if has_control(name):
+                self.refuse((*path, name), child.origin, "control characters are not allowed")
+            else:
+                found[name] = self.value(shape.item, child, (*path, name))
+                self.origins.pop(show_path(self.root, (*path, name)), None)
+        self.origins[show_path(self.root, path)] = node.origin
+        return found
 
     # --- leaves -----------------------------------------------------------------------------------
 
@@ -188,7 +204,7 @@ def _placeholder(shape: Shape) -> Any:
         return shape.default
     if shape.kind == "table":
         return shape.table(**{name: _placeholder(field) for name, field in fields_of(shape.table).items()})
-    return () if shape.kind == "list" else ""
+    return {"list": (), "map": {}}.get(shape.kind, "")
 
 
 def pattern(path: Path) -> str:

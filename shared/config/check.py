@@ -9,13 +9,14 @@ Kind: pure.
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Sequence
-
-import msgspec
+from collections.abc import Callable
 
 from shared import defaults as d
 from shared.config.build import closest
-from shared.config.schema import Agent, Config, Route
+from shared.config.check_phases import bodies, guardrails, guardrails_of, plans, websockets
+from shared.config.finding import Finding, Findings, error, repeated, warning
+from shared.config.schema import Agent, Config
+from shared.config.schema_routes import Route
 from shared.config.syntax import split_port
 from shared.config.tree import Path
 
@@ -23,30 +24,7 @@ from shared.config.tree import Path
 _SOCKETS = ("/agents/v2", "/workers.sock", "/admin.sock")
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """`paths`: the key it stands at, then others that it rests on, with all that is in them.
-
-    see: one whose place is worth telling.
-    """
-
-    paths: tuple[Path, ...]
-    text: str
-    hint: str = ""
-    is_error: bool = True
-    see: Path = ()
-
-
-Findings = Iterator[Finding]
 Facts = Callable[[str], int | None]  # the uid of a user name, None if there is no such user
-
-
-def _error(path: Path, text: str, hint: str = "", *others: Path) -> Finding:
-    return Finding((path, *others), text, hint)
-
-
-def _warning(path: Path, text: str, hint: str = "") -> Finding:
-    """Told only where nothing is refused, so it can rest on every key."""
-    return Finding((path,), text, hint, is_error=False)
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -61,18 +39,18 @@ def capacities(config: Config) -> Findings:
     )
     for name, count, most in rows:
         if count > most:
-            yield _error((name,), f"there are {count}, at most {most} are possible")
+            yield error((name,), f"there are {count}, at most {most} are possible")
     for i, upstream in enumerate(config.upstreams):
         if len(upstream.targets) > d.TARGETS_PER_UPSTREAM:
             text = f"there are {len(upstream.targets)}, at most {d.TARGETS_PER_UPSTREAM} are possible"
-            yield _error(("upstreams", i, "targets"), text)
+            yield error(("upstreams", i, "targets"), text)
     for i, route in enumerate(config.routes):
         if len(route.rate_limits) > d.RATE_LIMITS_PER_ROUTE:
             text = f"there are {len(route.rate_limits)}, at most {d.RATE_LIMITS_PER_ROUTE} are possible"
-            yield _error(("routes", i, "rate_limits"), text)
+            yield error(("routes", i, "rate_limits"), text)
         if len(route.filters) > d.FILTERS_PER_ROUTE:
             text = f"there are {len(route.filters)}, at most {d.FILTERS_PER_ROUTE} are possible"
-            yield _error(("routes", i, "filters"), text)
+            yield error(("routes", i, "filters"), text)
 
 
 def unique_names(config: Config) -> Findings:
@@ -102,21 +80,35 @@ def references(config: Config) -> Findings:
     for i, route in enumerate(config.routes):
         if route.upstream not in upstreams:
             text = f'there is no upstream "{route.upstream}"'
-            yield _error(("routes", i, "upstream"), text, _near(route.upstream, upstreams), *upstream_names)
+            yield error(("routes", i, "upstream"), text, _near(route.upstream, upstreams), *upstream_names)
         for j, item in enumerate(route.filters):
             if item.agent not in agents:
                 text = f'there is no agent "{item.agent}"'
-                yield _error(("routes", i, "filters", j, "agent"), text, _near(item.agent, agents), *agent_names)
+                yield error(("routes", i, "filters", j, "agent"), text, _near(item.agent, agents), *agent_names)
+        for j, name in enumerate(route.fallback_upstreams):
+            if name not in upstreams:
+                text = f'there is no upstream "{name}"'
+                yield error(("routes", i, "fallback_upstreams", j), text, _near(name, upstreams), *upstream_names)
+            elif name == route.upstream:
+                where: Path = ("routes", i, "fallback_upstreams", j)
+                yield error(where, f'"{name}" is the upstream that it stands in for', "", ("routes", i, "upstream"))
+        for part, guardrail in guardrails_of(route):
+            for j, name in enumerate(guardrail.agents):
+                if name not in agents:
+                    where = ("routes", i, "guardrails", part, "agents", j)
+                    yield error(where, f'there is no agent "{name}"', _near(name, agents), *agent_names)
     asked = {item.agent for route in config.routes for item in route.filters}
+    asked |= {name for route in config.routes for _, guardrail in guardrails_of(route) for name in guardrail.agents}
     used = {route.upstream for route in config.routes}
+    used |= {name for route in config.routes for name in route.fallback_upstreams}
     for i, agent in enumerate(config.agents):
         if agent.name not in asked:
-            yield _warning(("agents", i), "no route names this agent; it is never asked")
+            yield warning(("agents", i), "no route names this agent; it is never asked")
     for i, upstream in enumerate(config.upstreams):
         if upstream.name not in used:
-            yield _warning(("upstreams", i), "no route names this upstream")
+            yield warning(("upstreams", i), "no route names this upstream")
     if not config.routes:
-        yield _warning(("routes",), "there are none; every request is answered 404")
+        yield warning(("routes",), "there are none; every request is answered 404")
 
 
 def _near(name: str, names: set[str]) -> str:
@@ -132,23 +124,23 @@ def _near(name: str, names: set[str]) -> str:
 def sockets(config: Config) -> Findings:
     """Paths of unix sockets fit, and no address is asked for twice."""
     if not config.runtime.dir.startswith("/"):
-        yield _error(("runtime", "dir"), f'"{config.runtime.dir}" is not an absolute path')
+        yield error(("runtime", "dir"), f'"{config.runtime.dir}" is not an absolute path')
     longest = max(len(os.fsencode(config.runtime.dir + name)) for name in _SOCKETS)
     if longest > d.SUN_PATH_MAX:
         text = f"too long by {longest - d.SUN_PATH_MAX} bytes: a unix socket's path has at most {d.SUN_PATH_MAX}"
-        yield _error(("runtime", "dir"), text)
+        yield error(("runtime", "dir"), text)
     seen: set[str] = set()
     for table, texts in (("server", config.server.listen), ("admin", config.admin.listen)):
         for i, text in enumerate(texts):
             found = split_port(text)
             if text in seen and not (found and found[1] == 0):
-                yield _error((table, "listen", i), f'"{text}" is listened on twice')
+                yield error((table, "listen", i), f'"{text}" is listened on twice')
             seen.add(text)
     for i, text in enumerate(config.admin.listen):
         host = (split_port(text) or ("localhost", 0))[0]
         if not _is_loopback(host):
             hint = "everybody who reaches it can read health, metrics and names"
-            yield _warning(("admin", "listen", i), f'"{text}" is not a loopback address', hint)
+            yield warning(("admin", "listen", i), f'"{text}" is not a loopback address', hint)
 
 
 def _is_loopback(host: str) -> bool:
@@ -163,21 +155,15 @@ def proxies(config: Config) -> Findings:
     for i, text in enumerate(config.server.trusted_proxies):
         if text.endswith("/0"):
             path: Path = ("server", "trusted_proxies", i)
-            yield _warning(path, f'"{text}" believes X-Forwarded-For of every client')
-    yield from _repeated(("server", "trusted_proxies"), config.server.trusted_proxies)
+            yield warning(path, f'"{text}" believes X-Forwarded-For of every client')
+    yield from repeated(("server", "trusted_proxies"), config.server.trusted_proxies)
 
 
 def audit(config: Config) -> Findings:
     """Where records go."""
-    yield from _repeated(("audit", "sinks"), config.audit.sinks)
+    yield from repeated(("audit", "sinks"), config.audit.sinks)
     if config.audit.sinks and not config.audit.path:
-        yield _error(("audit", "path"), "is needed by the file sink")
-
-
-def _repeated(path: Path, items: Sequence[str] | None) -> Findings:
-    for i, item in enumerate(items or ()):
-        if items is not None and item in items[:i]:
-            yield _error((*path, i), f'"{item}" is there twice')
+        yield error(("audit", "path"), "is needed by the file sink")
 
 
 # --- upstreams ------------------------------------------------------------------------------------
@@ -186,15 +172,15 @@ def _repeated(path: Path, items: Sequence[str] | None) -> Findings:
 def upstreams(config: Config) -> Findings:
     """Targets are different, and TLS is what it looks like."""
     for i, upstream in enumerate(config.upstreams):
-        yield from _repeated(("upstreams", i, "targets"), [target.address for target in upstream.targets])
+        yield from repeated(("upstreams", i, "targets"), [target.address for target in upstream.targets])
         if upstream.tls is None:
             continue
         if not upstream.tls.sni and any(target.address.startswith("unix:") for target in upstream.targets):
             tls: Path = ("upstreams", i, "tls")
-            yield _error(tls, "sni is needed: a unix socket has no name to verify", "", tls)
+            yield error(tls, "sni is needed: a unix socket has no name to verify", "", tls)
         if not upstream.tls.verify:
             text = "certificates are not verified; whoever is on the way can read and change everything"
-            yield _warning(("upstreams", i, "tls", "verify"), text)
+            yield warning(("upstreams", i, "tls", "verify"), text)
 
 
 # --- agents ---------------------------------------------------------------------------------------
@@ -207,26 +193,26 @@ def agents(config: Config) -> Findings:
         if agent.protocol == "zmq-v1":
             if not agent.endpoint:
                 hint = 'e.g. endpoint = "ipc:///run/agent.sock"'
-                yield _error(("agents", i, "endpoint"), "is needed with zmq-v1", hint, protocol)
+                yield error(("agents", i, "endpoint"), "is needed with zmq-v1", hint, protocol)
             if agent.secret_file:
-                yield _error(("agents", i, "secret_file"), "has no effect with zmq-v1", "leave it out", protocol)
+                yield error(("agents", i, "secret_file"), "has no effect with zmq-v1", "leave it out", protocol)
             if agent.allow_users is not None:
-                yield _error(("agents", i, "allow_users"), "has no effect with zmq-v1", "leave it out", protocol)
+                yield error(("agents", i, "allow_users"), "has no effect with zmq-v1", "leave it out", protocol)
         else:
             if agent.endpoint:
                 hint = "leave it out, or use zmq-v1"
                 text = "has no effect with zmq-v2, where the agent dials in"
-                yield _error(("agents", i, "endpoint"), text, hint, protocol)
+                yield error(("agents", i, "endpoint"), text, hint, protocol)
             if agent.connections != d.V1_CONNECTIONS:
-                yield _error(("agents", i, "connections"), "has no effect with zmq-v2", "leave it out", protocol)
+                yield error(("agents", i, "connections"), "has no effect with zmq-v2", "leave it out", protocol)
         if agent.events == ():
             text = "an agent without events is never asked"
-            yield _error(("agents", i, "events"), text, "leave the key out to ask it about everything")
+            yield error(("agents", i, "events"), text, "leave the key out to ask it about everything")
         if agent.allow_users == ():
             text = "nobody could register as this agent"
-            yield _error(("agents", i, "allow_users"), text, "leave the key out to allow agentd's own user")
-        yield from _repeated(("agents", i, "events"), agent.events)
-        yield from _repeated(("agents", i, "allow_users"), agent.allow_users)
+            yield error(("agents", i, "allow_users"), text, "leave the key out to allow agentd's own user")
+        yield from repeated(("agents", i, "events"), agent.events)
+        yield from repeated(("agents", i, "allow_users"), agent.allow_users)
 
 
 def identities(config: Config, uid_of: Facts) -> Findings:
@@ -251,7 +237,7 @@ def identities(config: Config, uid_of: Facts) -> Findings:
                 text = f'is needed: {who} may also register as "{other}"'
                 needs: list[Path] = [("agents", j, key) for j in (i, others[0]) for key in ("allow_users", "protocol")]
                 hint = "give each of them a secret, or a user of its own in allow_users"
-                yield _error(("agents", i, "secret_file"), text, hint, *needs)
+                yield error(("agents", i, "secret_file"), text, hint, *needs)
 
 
 _OWN = ""  # stands for agentd's own user
@@ -274,13 +260,14 @@ def filters(config: Config) -> Findings:
         for j, item in enumerate(route.filters):
             path: Path = ("routes", i, "filters", j)
             if item.agent in seen:
-                yield _error((*path, "agent"), f'"{item.agent}" is already in this chain')
+                yield error((*path, "agent"), f'"{item.agent}" is already in this chain')
             seen.add(item.agent)
             if item.mode == "observe" and item.failure_mode is not None:
                 text = "has no effect on an observer"
-                yield _error((*path, "failure_mode"), text, "leave it out", (*path, "mode"))
-        yield from _repeated(("routes", i, "match", "hosts"), route.match.hosts)
-        yield from _repeated(("routes", i, "match", "methods"), route.match.methods)
+                yield error((*path, "failure_mode"), text, "leave it out", (*path, "mode"))
+        yield from repeated(("routes", i, "match", "hosts"), route.match.hosts)
+        yield from repeated(("routes", i, "match", "methods"), route.match.methods)
+        yield from repeated(("routes", i, "fallback_upstreams"), route.fallback_upstreams)
 
 
 def limits(config: Config) -> Findings:
@@ -288,21 +275,21 @@ def limits(config: Config) -> Findings:
     deciding = {agent.name for agent in config.agents if agent.events is None or "request_headers" in agent.events}
     count = sum(len(route.rate_limits) + 2 for route in config.routes) + 2
     if count > d.LIMIT_ROWS:
-        yield _error(("routes",), f"there are {count} limits, at most {d.LIMIT_ROWS} are possible")
+        yield error(("routes",), f"there are {count} limits, at most {d.LIMIT_ROWS} are possible")
     for i, route in enumerate(config.routes):
         seen: set[str] = set()
         for j, limit in enumerate(route.rate_limits):
             path: Path = ("routes", i, "rate_limits", j)
             if limit.name in seen:
-                yield _error((*path, "name"), f'"{limit.name}" is already a limit of this route')
+                yield error((*path, "name"), f'"{limit.name}" is already a limit of this route')
             if limit.name in ("max_concurrent", "max_concurrent_per_client"):
-                yield _error((*path, "name"), f'"{limit.name}" is the name of the route\'s key')
+                yield error((*path, "name"), f'"{limit.name}" is the name of the route\'s key')
             seen.add(limit.name)
             if limit.key == "identity" and not any(
                 item.mode == "enforce" and item.agent in deciding for item in route.filters
             ):
                 text = "no agent decides on this route, so nobody can tell the identity"
-                yield _error((*path, "key"), text, "name one in `filters`", ("routes", i, "filters"))
+                yield error((*path, "key"), text, "name one in `filters`", ("routes", i, "filters"))
 
 
 def ties(config: Config) -> Findings:
@@ -331,7 +318,7 @@ def ties(config: Config) -> Findings:
         if None not in winners:
             name = config.routes[winners[0] or 0].name
             text = f'is never reached: route "{name}" takes the same host and prefix and answers other methods 405'
-            yield _warning(("routes", i, "match"), text)
+            yield warning(("routes", i, "match"), text)
 
 
 def _hosts(route: Route) -> tuple[str, ...]:
@@ -348,6 +335,10 @@ CHECKS: tuple[Callable[[Config], Findings], ...] = (
     upstreams,
     agents,
     filters,
+    bodies,
+    websockets,
+    guardrails,
+    plans,
     limits,
     ties,
 )

@@ -8,7 +8,7 @@ import pwd
 import stat
 from collections.abc import Iterator
 
-from shared.config.check import Finding, Findings
+from shared.config.finding import Finding, Findings
 from shared.config.schema import Config
 from shared.config.tree import Path
 

@@ -10,11 +10,6 @@ Kind: table.
 KEYS: dict[str, str] = {
     "server.tls": "TLS on the listening side",
     "upstreams[].health_check": "active health checks",
-    "routes[].request_body": "request bodies for agents",
-    "routes[].response_body": "response bodies for agents",
-    "routes[].decode_bodies": "decoding of bodies for agents",
-    "routes[].websocket": "WebSocket",
-    "routes[].guardrails": "guardrails",
     "routes[].agents_may_choose": "choice of the upstream by agents",
     "audit.retention_days": "retention of audit records",
     "tracing": "tracing",
@@ -30,13 +25,6 @@ VALUES: dict[str, dict[str, str]] = {
     "agents[].protocol": {
         "zentinel-v1": "the stream dialects",
         "zentinel-v2": "the stream dialects",
-    },
-    "agents[].events[]": {
-        "request_body_chunk": "request bodies for agents",
-        "response_body_chunk": "response bodies for agents",
-        "request_complete": "completion events",
-        "websocket_frame": "WebSocket",
-        "guardrail_inspect": "guardrails",
     },
     "audit.sinks[]": {
         "sqlite": "the SQLite sink",

@@ -13,7 +13,8 @@ import msgspec
 
 from shared import defaults as d
 from shared.config import later
-from shared.config.schema import Config, Table
+from shared.config.keys import Table
+from shared.config.schema import Config
 from shared.config.shape import Shape, describe, fields_of
 from shared.config.write import toml_value
 
@@ -126,7 +127,7 @@ def _key(path: str, name: str, field: Shape) -> str:
 def _default(field: Shape) -> str:
     if field.default is msgspec.NODEFAULT:
         return "**Required.**"
-    if field.kind == "table" or field.default in (None, (), ""):
+    if field.kind == "table" or field.default in (None, (), "", {}):
         return ""
     value = field.default
     if isinstance(value, float) and value.is_integer():

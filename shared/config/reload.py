@@ -10,7 +10,8 @@ Kind: pure.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from shared.config.schema import Config, Table
+from shared.config.keys import Table
+from shared.config.schema import Config
 from shared.config.shape import fields_of
 
 Daemon = Literal["agentd", "proxy"]

@@ -5,59 +5,34 @@ a change needs a reload or a restart, and the name of its syntax (shared/config/
 the JSON Schema and `wardgate check` are made from these rows. Unknown keys are errors; keys of features
 that do not exist yet are not here but in shared/config/later.py, which rejects them by name.
 
-A key may stand here only if some module reads it (semantics 10: config that is accepted acts).
+Routes stand in shared/config/schema_routes.py. A key may stand in either only if some module reads it (semantics
+10: config that is accepted acts).
 
 Kind: table.
 """
 
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta
-
 from shared import defaults as d
-
-DAY_S = 86_400
-HOUR_S = 3_600
-GIB = 1 << 30
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A TOML table."""
-
-
-def key(doc: str, change: Literal["reload", "restart"] = "reload", **limits: Any) -> Meta:
-    """The row of one key: documentation, when a change acts, range (ge, gt, le, min_length of `Meta`)."""
-    return Meta(
-        description=doc,
-        extra={"change": change},
-        extra_json_schema={"x-wardgate-change": change},
-        **limits,
-    )
-
-
-def _syntax(name: str) -> Meta:
-    return Meta(extra={"syntax": name})
-
-
-# Strings with a syntax of their own; each name is a row of shared/config/syntax.py.
-Name = Annotated[str, _syntax("name")]
-Listen = Annotated[str, _syntax("listen")]
-TcpListen = Annotated[str, _syntax("tcp_listen")]
-Address = Annotated[str, _syntax("address")]
-Network = Annotated[str, _syntax("network")]
-Endpoint = Annotated[str, _syntax("endpoint")]
-HostPattern = Annotated[str, _syntax("host_pattern")]
-HostName = Annotated[str, _syntax("host_name")]
-PathPrefix = Annotated[str, _syntax("path_prefix")]
-Method = Annotated[str, _syntax("method")]
-User = Annotated[str, _syntax("user")]
-FilePath = Annotated[str, _syntax("file")]
-DirPath = Annotated[str, _syntax("directory")]
-
-LimitKey = Annotated[str, _syntax("limit_key")]
-
-FailureMode = Literal["closed", "open"]
+from shared.config.keys import (
+    DAY_S,
+    GIB,
+    HOUR_S,
+    Address,
+    DirPath,
+    Endpoint,
+    FailureMode,
+    FilePath,
+    HostName,
+    Listen,
+    Name,
+    Network,
+    Table,
+    TcpListen,
+    User,
+    key,
+)
+from shared.config.schema_routes import Route
 
 
 class Server(Table, frozen=True):
@@ -248,7 +223,8 @@ class Upstream(Table, frozen=True):
     idle_timeout_s: Annotated[
         float,
         key(
-            "The longest pause inside a response body; a longer one aborts the response. 0 = none (event streams).",
+            "The longest pause inside a response body; a longer one aborts the response. 0 = none (event streams). "
+            "Also the longest silence of a WebSocket.",
             ge=0,
             le=DAY_S,
         ),
@@ -327,7 +303,19 @@ class Agent(Table, frozen=True):
         key("zmq-v2 only: the users whose processes may register under this name. Absent = agentd's own user."),
     ] = None
     events: Annotated[
-        tuple[Literal["request_headers", "response_headers"], ...] | None,
+        tuple[
+            Literal[
+                "request_headers",
+                "request_body_chunk",
+                "response_headers",
+                "response_body_chunk",
+                "websocket_frame",
+                "guardrail_inspect",
+                "request_complete",
+            ],
+            ...,
+        ]
+        | None,
         key(
             "What the agent is asked about, and nothing else. Absent: with zmq-v2 what the agent registers for, with "
             "zmq-v1 everything."
@@ -361,14 +349,24 @@ class Agent(Table, frozen=True):
         ),
     ] = d.SESSION_MAX_BYTES
     max_request_body_bytes: Annotated[
-        int, key("The longest request body the agent is told to expect.", ge=0, le=GIB)
+        int,
+        key(
+            "The longest request body it is shown, in pieces or whole. A longer one is answered 413 where its failure "
+            "mode is closed; where it is open, the rest passes without it.",
+            ge=0,
+            le=GIB,
+        ),
     ] = d.MAX_AGENT_BODY_BYTES
     max_response_body_bytes: Annotated[
-        int, key("The longest response body the agent is told to expect.", ge=0, le=GIB)
+        int,
+        key("The same for response bodies; a longer one is answered 502, or aborted once it has begun.", ge=0, le=GIB),
     ] = d.MAX_AGENT_BODY_BYTES
     required: Annotated[
         bool | None,
-        key("Whether readiness needs a live instance of it. Absent = yes where some enforcing filter is fail-closed."),
+        key(
+            "Whether readiness needs a live instance of it. Absent = yes where some enforcing filter or guardrail is "
+            "fail-closed."
+        ),
     ] = None
     config: Annotated[Any, key("Handed to the agent as it is; its meaning is the agent's.")] = None
     circuit_breaker: Annotated[CircuitBreaker, key("When calls to it stop for a while.")] = CircuitBreaker()
@@ -376,92 +374,6 @@ class Agent(Table, frozen=True):
         AgentRateLimit | None,
         key("How often it is called; one call more fails at once, like a full queue. Absent = no limit."),
     ] = None
-
-
-class Match(Table, frozen=True):
-    """Which requests a route takes. The most specific route wins: an exact host before a wildcard before any host,
-    then the longest path prefix, then the one with `methods`. Two equally specific routes are an error."""
-
-    hosts: Annotated[
-        tuple[HostPattern, ...],
-        key('Host names without port, in lower case; `"*.example.com"` fits every name below it. Absent = any host.'),
-    ] = ()
-    path_prefix: Annotated[
-        PathPrefix,
-        key("How the path, percent-decoded once, begins. It must start with `/` and is itself written decoded."),
-    ] = "/"
-    methods: Annotated[
-        tuple[Method, ...],
-        key(
-            "The methods the route takes. Another method for this host and path is answered 405, never passed to a "
-            "wider route. Absent = every method."
-        ),
-    ] = ()
-
-
-class Filter(Table, frozen=True):
-    """One agent in the chain of a route: an entry of `filters`."""
-
-    agent: Annotated[Name, key("The agent's name.")]
-    failure_mode: Annotated[
-        FailureMode | None, key("What a failed call means on this route. Absent = the agent's `failure_mode`.")
-    ] = None
-    mode: Annotated[
-        Literal["enforce", "observe"],
-        key("`enforce`: its verdict acts. `observe`: it sees everything, and its verdict is only written down."),
-    ] = "enforce"
-
-
-class RateLimit(Table, frozen=True):
-    """A token bucket per key: an entry of `rate_limits`. A request takes one token; without one it is answered 429."""
-
-    name: Annotated[Name, key("How logs, metrics and `wardgate limits` name it: `ROUTE/NAME`.")]
-    key: Annotated[
-        LimitKey,
-        key(
-            "What has a bucket of its own: `client_ip` (IPv6 by its /64), `header:NAME`, `cookie:NAME`, `global` (one "
-            "for the route), or `identity`, which an agent's verdict gives in `routing_metadata`. Requests without the "
-            "field share one bucket."
-        ),
-    ]
-    capacity: Annotated[int, key("The most requests in a burst.", ge=1, le=10**9)]
-    refill_rate: Annotated[float, key("So many requests a second, in the long run.", ge=0.000_001, le=1_000_000)]
-
-
-class Route(Table, frozen=True):
-    """Which requests go where, and who decides about them."""
-
-    name: Annotated[Name, key("How logs, metrics and agents name it.")]
-    upstream: Annotated[Name, key("The upstream that its requests go to.")]
-    match: Annotated[Match, key("Which requests it takes. Absent = all of them.")] = Match()
-    order: Annotated[
-        Literal["parallel", "sequential"],
-        key(
-            "`parallel`: all agents are asked at once. `sequential`: one after the other, in the order of `filters`, "
-            "until one does not allow."
-        ),
-    ] = "parallel"
-    agents_may_set_host: Annotated[bool, key("Whether agents may replace the Host field.")] = False
-    max_concurrent: Annotated[
-        int,
-        key(
-            "The most requests under way at once, over all workers; one more is answered 503. 0 = no limit.",
-            ge=0,
-            le=10**9,
-        ),
-    ] = d.MAX_CONCURRENT
-    max_concurrent_per_client: Annotated[
-        int,
-        key(
-            "The same per client address (IPv6 by its /64); one more is answered 429. 0 = no limit.",
-            ge=0,
-            le=10**9,
-        ),
-    ] = d.MAX_CONCURRENT
-    rate_limits: Annotated[tuple[RateLimit, ...], key("Token buckets, asked in this order. Absent = none.")] = ()
-    filters: Annotated[
-        tuple[Filter, ...], key("The agents that decide, in order. Absent = none: every request passes.")
-    ] = ()
 
 
 class Audit(Table, frozen=True):

@@ -10,16 +10,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from shared.config.schema import Table
+from shared.config.keys import Table
 
 # What TOML calls the types.
 WORDS: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """A key's type taken apart. `hint` is what msgspec converts a leaf to."""
+    """A key's type taken apart. `hint` is what msgspec converts a leaf to.
 
-    kind: Literal["table", "list", "leaf", "any"]
+    A map is a table whose keys are the user's own words; `item` is the shape of its values.
+    """
+
+    kind: Literal["table", "list", "map", "leaf", "any"]
     hint: Any
     default: Any  # msgspec.NODEFAULT: the key is required
     table: type[Table] = Table
@@ -71,6 +74,8 @@ def shape_of(hint: Any, default: Any = msgspec.NODEFAULT) -> Shape:
         return Shape("table", full, table=hint, **common)
     if get_origin(hint) is tuple:
         return Shape("list", full, item=shape_of(get_args(hint)[0]), **common)
+    if get_origin(hint) is dict:
+        return Shape("map", full, item=shape_of(get_args(hint)[1]), **common)
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     return Shape("leaf", full, choices=choices, is_text=bool(choices) or hint is str, **common)
 
@@ -78,7 +83,12 @@ def shape_of(hint: Any, default: Any = msgspec.NODEFAULT) -> Shape:
 @cache
 def fields_of(table: type[Table]) -> dict[str, Shape]:
     """The keys of a table in the schema's order."""
-    return {field.encode_name: shape_of(field.type, field.default) for field in msgspec.structs.fields(table)}
+    return {field.encode_name: shape_of(field.type, _default(field)) for field in msgspec.structs.fields(table)}
+
+
+def _default(field: "msgspec.structs.FieldInfo") -> Any:
+    """What the key is when it is not given; of a map an own one each time, here one to look at."""
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def describe(shape: Shape) -> str:
@@ -91,6 +101,9 @@ def describe(shape: Shape) -> str:
         assert shape.item is not None
         least = shape.bound("min_length")
         return f"array of {_plural(shape.item)}{f', at least {least}' if least else ''}"
+    if shape.kind == "map":
+        assert shape.item is not None
+        return f"table of {_plural(shape.item)}"
     if shape.choices:
         return _listed([f'"{choice}"' for choice in shape.choices])
     return f"{WORDS[shape.base]}{_range(shape)}"

@@ -228,6 +228,7 @@ class Instance(msgspec.Struct, frozen=True):
     outstanding_bytes: int = 0  # sent, and not shown to be read; zmq-v1 has one call at most
     outstanding_messages: int = 0
     sends_refused: int = 0  # times it was passed over for that
+    health_message: str = ""  # zmq-v2: why, in the agent's words
 
 
 class LastCall(msgspec.Struct, frozen=True):

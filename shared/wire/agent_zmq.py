@@ -26,11 +26,12 @@ Protocol 1, REQ-like (agentd) <-> REP (agent): one JSON frame each way, in locks
 
 What is wrong with bytes is a WireError and never anything else. Fields that nobody knows are ignored.
 docs/agent-protocol.md is the normative text, tests/vectors/ pin the bytes. What a session accepts
-when stands in shared/wire/session.py, what verdicts mean in shared/wire/messages.py.
+when stands in shared/wire/session.py, what verdicts mean in shared/wire/verdict.py.
 
 Kind: pure.
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -73,7 +74,7 @@ from shared.wire.agent_messages import (
     Verdicts,
     Welcome,
 )
-from shared.wire.messages import Verdict
+from shared.wire.verdict import Verdict
 
 
 class _AnyHello(msgspec.Struct):
@@ -330,10 +331,12 @@ class V1Verdict(Verdict):
 decode_v1_verdict = msgspec.json.Decoder(V1Verdict).decode
 
 
-def pack_v1(event_type: str, payload: "bytes | memoryview") -> bytes:
-    """The one frame that carries an event to a v1 agent."""
+def pack_v1(event_type: str, payload: "bytes | memoryview", body: "bytes | memoryview | None" = None) -> bytes:
+    """The one frame that carries an event to a v1 agent; its body, if it can have one, as the last member `data`."""
     head = b'{"version":1,"event_type":"%b","payload":' % event_type.encode()
-    return b"".join((head, payload, b"}"))
+    if body is None:
+        return b"".join((head, payload, b"}"))
+    return b"".join((head, payload[:-1], b',"data":"', b64encode(body), b'"}}'))
 
 
 def pack_v1_configure(agent: str, settings: Configuration) -> bytes:

@@ -46,6 +46,9 @@ class AuditRecord(msgspec.Struct, omit_defaults=True):
     uri: str = ""
     request_id: str = ""
     agents: list[AgentEntry] = []
+    guardrail: dict[str, Any] | None = None  # part, action, findings: never their text
+    tokens: dict[str, Any] | None = None  # model, input, output
+    upstreams: list[str] = []  # the one that failed, and the one that is asked instead
 
 
 encode = msgspec.json.Encoder().encode

@@ -10,16 +10,21 @@ All integers little-endian. `rest` runs to the end of the record.
     REGISTER     1  W -> A      u16 wire version                                           JSON Register
     EVENT        2  W -> A      u64 event, u64 exchange, u64 mask, u64 deadline,           the event's JSON,
                                 u16 plan, u8 kind, u8 flags, u16 body frame (FFFF: none)   forwarded untouched
-    CANCEL       3  W -> A      u64 exchange, u8 reason                                    -
+                                u32 chunk index (of the plan's kind, from 0; else 0)
+    CANCEL       3  W -> A      u64 exchange, u8 reason (+ 80: a further event follows)    -
     END          4  W -> A      u64 exchange                                               -
     AUDIT        5  W -> A      -                                                          JSON audit record
+    TOKENS       6  W -> A      -                                                          JSON rows (wire/tokens.py)
     REGISTERED 129  A -> W      u16 wire version                                           JSON Registered
     UNKNOWN    130  A -> W      -                                                          -  (register again)
     DECISION   131  A -> W      u64 event                                                  empty = plain allow,
                                                                                            else msgpack Decision
+    DECISION_BODY 132 A -> W    u64 event, u16 body frame                                  msgpack Decision without
+                                                                                           its body: that is the frame
 
 `deadline` is CLOCK_MONOTONIC in ns. `mask`: bit i asks the plan's i-th agent. flags bit 0 = FINAL: no
-further event of this exchange will come, so nothing stays pinned and no END follows. An unknown record
+further event of this exchange will come, so nothing stays pinned and no END follows; bit 1 = LAST: the
+chunk is the last of its body. Body frames are numbered from 0 within their message. An unknown record
 type is skipped (its length is known), an unknown wire version is refused by whoever is older.
 
 Kind: pure.
@@ -46,9 +51,11 @@ class RecordType(IntEnum):
     CANCEL = 3
     END = 4
     AUDIT = 5
+    TOKENS = 6
     REGISTERED = 129
     UNKNOWN = 130
     DECISION = 131
+    DECISION_BODY = 132
 
 
 class CancelReason(IntEnum):
@@ -65,15 +72,18 @@ class CancelReason(IntEnum):
 
 
 FLAG_FINAL: Final = 1
+FLAG_LAST: Final = 2
+MORE_FOLLOWS: Final = 0x80  # beside a CANCEL's reason: what is pinned stays so
 NO_BODY: Final = 0xFFFF
 
 _LENGTH = Struct("<I")
 _TYPE = Struct("<IB")
 _VERSION = Struct("<IBH")
-_EVENT = Struct("<IBQQQQHBBH")
+_EVENT = Struct("<IBQQQQHBBHI")
 _CANCEL = Struct("<IBQB")
 _END = Struct("<IBQ")
 _DECISION = Struct("<IBQ")
+_DECISION_BODY = Struct("<IBQH")
 EVENT_FIELDS: Final = _EVENT.size - 4  # bytes of an EVENT record before the event, length field aside
 UNKNOWN_RECORD: Final = _TYPE.pack(1, RecordType.UNKNOWN)
 
@@ -105,8 +115,10 @@ class EventRecord(msgspec.Struct, frozen=True, gc=False):
     plan: int
     kind: int
     is_final: bool
-    body_frame: int
+    body_frame: int  # NO_BODY: none
     event: bytes | memoryview
+    chunk_index: int = 0
+    is_last: bool = False  # of its body
 
 
 _encode_json = msgspec.json.Encoder().encode
@@ -114,6 +126,7 @@ _decode_register = msgspec.json.Decoder(Register).decode
 _decode_registered = msgspec.json.Decoder(Registered).decode
 _encode_decision = msgspec.msgpack.Encoder().encode
 _decode_decision = msgspec.msgpack.Decoder(Decision).decode
+_BAD: Final = (ValueError, RecursionError)  # msgspec's own errors are ValueErrors, as are those of UTF-8
 
 
 def pack_register(register: Register) -> bytes:
@@ -129,15 +142,36 @@ def pack_registered(registered: Registered) -> bytes:
 
 
 def pack_event_fields(
-    event_id: int, exchange_id: int, mask: int, deadline_ns: int, plan: int, kind: int, flags: int, length: int
+    event_id: int,
+    exchange_id: int,
+    mask: int,
+    deadline_ns: int,
+    plan: int,
+    kind: int,
+    flags: int,
+    length: int,
+    body_frame: int = NO_BODY,
+    chunk_index: int = 0,
 ) -> bytes:
     """The record's front; `length` is that of the event's bytes, which the caller appends uncopied."""
-    return _EVENT.pack(EVENT_FIELDS + length, 2, event_id, exchange_id, mask, deadline_ns, plan, kind, flags, NO_BODY)
+    return _EVENT.pack(
+        EVENT_FIELDS + length,
+        2,
+        event_id,
+        exchange_id,
+        mask,
+        deadline_ns,
+        plan,
+        kind,
+        flags,
+        body_frame,
+        chunk_index,
+    )
 
 
-def pack_cancel(exchange_id: int, reason: CancelReason) -> bytes:
-    """A whole record."""
-    return _CANCEL.pack(10, RecordType.CANCEL, exchange_id, reason)
+def pack_cancel(exchange_id: int, reason: CancelReason, *, more_follows: bool = False) -> bytes:
+    """A whole record. `more_follows`: an event of this exchange is still to come, its pins stay."""
+    return _CANCEL.pack(10, RecordType.CANCEL, exchange_id, reason | MORE_FOLLOWS if more_follows else reason)
 
 
 def pack_end(exchange_id: int) -> bytes:
@@ -148,6 +182,11 @@ def pack_end(exchange_id: int) -> bytes:
 def pack_audit(record: bytes) -> bytes:
     """A whole record around an encoded audit record (shared/wire/audit.py)."""
     return _TYPE.pack(1 + len(record), RecordType.AUDIT) + record
+
+
+def pack_tokens(rows: bytes) -> bytes:
+    """A whole record around encoded rows (shared/wire/tokens.py)."""
+    return _TYPE.pack(1 + len(rows), RecordType.TOKENS) + rows
 
 
 def pack_decision(event_id: int, decision: Decision) -> bytes:
@@ -164,6 +203,12 @@ def pack_decision(event_id: int, decision: Decision) -> bytes:
                 _encoded.clear()
             _encoded[id(decision)] = (decision, rest)
     return _DECISION.pack(9 + len(rest), 131, event_id) + rest
+
+
+def pack_decision_body(event_id: int, decision: Decision, body_frame: int) -> bytes:
+    """A whole record for a decision whose body goes beside it as a frame."""
+    rest = _encode_decision(msgspec.structs.replace(decision, body=b""))
+    return _DECISION_BODY.pack(11 + len(rest), RecordType.DECISION_BODY, event_id, body_frame) + rest
 
 
 # Agents repeat themselves, and what they say is kept by whoever read it: the very same decision comes again.
@@ -206,7 +251,7 @@ def records(view: "bytes | memoryview") -> Iterator[tuple[int, bytes | memoryvie
         at = end
 
 
-_EVENT_REST = Struct("<QQQQHBBH")
+_EVENT_REST = Struct("<QQQQHBBHI")
 _CANCEL_REST = Struct("<QB")
 _U64 = Struct("<Q")
 _U16 = Struct("<H")
@@ -216,19 +261,21 @@ def unpack_event(rest: bytes | memoryview) -> EventRecord:
     """An EVENT record's fields; raises WireError when it is short."""
     if len(rest) < _EVENT_REST.size:
         raise WireError(f"event record of {len(rest)} bytes is shorter than its {_EVENT_REST.size} bytes of fields")
-    event_id, exchange_id, mask, deadline_ns, plan, kind, flags, body = _EVENT_REST.unpack_from(rest)
-    return EventRecord(
-        event_id, exchange_id, mask, deadline_ns, plan, kind, bool(flags & FLAG_FINAL), body, rest[_EVENT_REST.size :]
-    )
+    event_id, exchange_id, mask, deadline_ns, plan, kind, flags, body, chunk = _EVENT_REST.unpack_from(rest)
+    event = rest[_EVENT_REST.size :]
+    if not chunk and flags <= FLAG_FINAL:  # positional and short for what nearly all are
+        return EventRecord(event_id, exchange_id, mask, deadline_ns, plan, kind, flags == FLAG_FINAL, body, event)
+    is_final, is_last = bool(flags & FLAG_FINAL), bool(flags & FLAG_LAST)
+    return EventRecord(event_id, exchange_id, mask, deadline_ns, plan, kind, is_final, body, event, chunk, is_last)
 
 
-def unpack_cancel(rest: bytes | memoryview) -> tuple[int, CancelReason]:
-    """(exchange id, reason)."""
+def unpack_cancel(rest: bytes | memoryview) -> tuple[int, CancelReason, bool]:
+    """(exchange id, reason, whether a further event of it follows)."""
     if len(rest) < _CANCEL_REST.size:
         raise WireError(f"cancel record of {len(rest)} bytes, want {_CANCEL_REST.size}")
     exchange_id, reason = _CANCEL_REST.unpack_from(rest)
     try:
-        return exchange_id, CancelReason(reason)
+        return exchange_id, CancelReason(reason & ~MORE_FOLLOWS), bool(reason & MORE_FOLLOWS)
     except ValueError:
         raise WireError(f"cancel record with unknown reason {reason}") from None
 
@@ -253,7 +300,7 @@ def unpack_register(rest: bytes | memoryview) -> Register:
     """Raises WireError for another wire version or unreadable JSON."""
     try:
         return _decode_register(_version(rest, "register"))
-    except msgspec.MsgspecError as error:
+    except _BAD as error:
         raise WireError(f"register: {error}") from None
 
 
@@ -261,7 +308,7 @@ def unpack_registered(rest: bytes | memoryview) -> Registered:
     """Raises WireError for another wire version or unreadable JSON."""
     try:
         return _decode_registered(_version(rest, "registered"))
-    except msgspec.MsgspecError as error:
+    except _BAD as error:
         raise WireError(f"registered: {error}") from None
 
 
@@ -273,5 +320,15 @@ def unpack_decision(rest: bytes | memoryview) -> tuple[int, Decision]:
         raise WireError(f"decision record of {len(rest)} bytes, want at least 8")
     try:
         return _U64.unpack_from(rest)[0], _decode_decision(rest[8:])
-    except msgspec.MsgspecError as error:
+    except _BAD as error:
+        raise WireError(f"decision: {error}") from None
+
+
+def unpack_decision_body(rest: bytes | memoryview) -> tuple[int, int, Decision]:
+    """(event id, body frame, decision without its body); raises WireError when it is short or unreadable."""
+    if len(rest) < 10:
+        raise WireError(f"decision record of {len(rest)} bytes, want at least 10")
+    try:
+        return _U64.unpack_from(rest)[0], _U16.unpack_from(rest, 8)[0], _decode_decision(rest[10:])
+    except _BAD as error:
         raise WireError(f"decision: {error}") from None

@@ -1,39 +1,19 @@
-"""Events as agents see them and verdicts as agents give them: one data model for every transport.
+"""Events as agents see them: one data model for every transport.
 
 Events are encoded once, by the worker, and forwarded untouched; that is why they are built from
 ready-made fragments here and not from a dict of everything (orjson of the whole dict costs three times
-as much). Verdicts are decoded and validated in one pass by agentd (`decode_verdict`), then screened
-into a `Decision`.
-
-Unknown fields are ignored, unknown *decisions* are malformed. docs/agent-protocol.md is the normative
+as much). What agents answer stands in shared/wire/verdict.py. docs/agent-protocol.md is the normative
 text, tests/vectors/ pin the bytes.
 
 Kind: pure.
 """
 
 import time
-from hashlib import sha256
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import UNSET, Meta, UnsetType
-
-from shared.decision import (
-    ALLOW,
-    Decision,
-    HeaderOp,
-    OpAction,
-    block,
-    challenge,
-    is_header_name,
-    is_header_value,
-    redirect,
-    screen_op,
-)
-from shared.defaults import IDENTITY_MAX_CHARS, VERDICT_MAX_FIELDS
-
-# --- events ---------------------------------------------------------------------------------------
 
 HeaderMap = dict[str, list[str]]
 
@@ -146,183 +126,93 @@ def response_headers_event(
     )
 
 
-# --- verdicts -------------------------------------------------------------------------------------
+def _chunk_event(
+    event_type: bytes, size_name: bytes, correlation_id: bytes, index: int, is_last: bool, total: int, so_far: int
+) -> bytes:
+    size = b',"total_size":%d' % total if total >= 0 else b""
+    return b'{"event_type":"%b","correlation_id":"%b","chunk_index":%d,"is_last":%b%b,"%b":%d}' % (
+        event_type,
+        correlation_id,
+        index,
+        _HAS_BODY[is_last],
+        size,
+        size_name,
+        so_far,
+    )
 
 
-class BlockBody(msgspec.Struct):
-    status: Annotated[int, Meta(ge=200, le=599)]
-    body: str | None = None
-    headers: dict[str, str | list[str]] | None = None
+def request_body_chunk_event(correlation_id: bytes, index: int, is_last: bool, total: int, received: int) -> bytes:
+    """`request_body_chunk`, its bytes aside. `total`: Content-Length, -1 = not told; `received`: bytes so far."""
+    return _chunk_event(b"request_body_chunk", b"bytes_received", correlation_id, index, is_last, total, received)
 
 
-class RedirectBody(msgspec.Struct):
-    url: str
-    status: Literal[301, 302, 303, 307, 308] = 302
+def response_body_chunk_event(correlation_id: bytes, index: int, is_last: bool, total: int, sent: int) -> bytes:
+    """`response_body_chunk`; as above."""
+    return _chunk_event(b"response_body_chunk", b"bytes_sent", correlation_id, index, is_last, total, sent)
 
 
-class ChallengeBody(msgspec.Struct):
-    challenge_type: str
-    params: dict[str, str] = {}
+class Completion(NamedTuple):
+    """What `request_complete` tells; times in ms, sizes in bytes of the bodies as they were received and sent."""
+
+    status: int  # 0: the client got none
+    duration_ms: float
+    request_body_size: int
+    response_body_size: int
+    upstream_attempts: int
+    error: str = ""  # why it did not end well
+    decided_by: str = ""  # the agent that refused it
 
 
-class DecisionObject(msgspec.Struct):
-    block: BlockBody | UnsetType = UNSET
-    redirect: RedirectBody | UnsetType = UNSET
-    challenge: ChallengeBody | UnsetType = UNSET
+def request_complete_event(meta: bytes, method: bytes, uri: bytes, done: Completion) -> bytes:
+    """`request_complete`; `meta` from `metadata`, `uri` as JSON."""
+    told: dict[str, Any] = done._asdict()
+    told["duration_ms"] = round(done.duration_ms, 3)
+    for name in ("error", "decided_by"):
+        if not told[name]:
+            del told[name]
+    rest = orjson.dumps(told)[1:]
+    return b'{"event_type":"request_complete",%b,"method":"%b","uri":%b,%b' % (meta, method, uri, rest)
 
 
-class NameValue(msgspec.Struct):
-    name: str
-    value: str = ""
+def websocket_frame_event(
+    correlation_id: bytes, opcode: str, client_to_server: bool, index: int, fin: bool, route_id: str, client_ip: str
+) -> bytes:
+    """`websocket_frame`, its payload aside; `index`: of this direction, from 0."""
+    return orjson.dumps(
+        {
+            "event_type": "websocket_frame",
+            "correlation_id": correlation_id.decode(),
+            "opcode": opcode,
+            "client_to_server": client_to_server,
+            "frame_index": index,
+            "fin": fin,
+            "route_id": route_id,
+            "client_ip": client_ip,
+        }
+    )
 
 
-class OpObject(msgspec.Struct):
-    set: NameValue | UnsetType = UNSET
-    add: NameValue | UnsetType = UNSET
-    remove: NameValue | UnsetType = UNSET
-
-
-class AgentErrorBody(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-
-
-class Mutation(msgspec.Struct):
-    chunk_index: int
-    action: Literal["pass", "drop", "replace"] | None = None
-    data: str | None = None  # v1: base64
-
-
-class Verdict(msgspec.Struct):
-    """An agent's answer, validated in shape; `screen` turns it into an Answer's decision."""
-
-    decision: Literal["allow"] | DecisionObject | UnsetType = UNSET
-    request_headers: list[OpObject] | None = None
-    response_headers: list[OpObject] | None = None
-    request_body_mutation: Mutation | None = None
-    response_body_mutation: Mutation | None = None
-    needs_more: bool | None = None
-    skip_body: bool | None = None
-    websocket_decision: Any = None
-    guardrail_response: Any = None
-    routing_metadata: dict[str, str] | None = None
-    audit: dict[str, Any] | None = None
-    error: AgentErrorBody | None = None
-
-
-class Screened(msgspec.Struct):
-    """What a verdict comes to: a decision, or why not (`malformed` or the agent's own `error`)."""
-
-    decision: Decision | None = None
-    malformed: str = ""
-    error: str = ""
-    refused_ops: tuple[str, ...] = ()
-    audit: dict[str, Any] | None = None
-    is_kept: bool = False  # short, and remembered by who read it: the next verdict of these bytes is this very object
-    is_quiet: bool = False  # kept, and an allow with nothing in it for an auditor
-
-
-decode_verdict = msgspec.json.Decoder(Verdict).decode
-SCREENED_ALLOW = Screened(ALLOW, is_kept=True, is_quiet=True)
-
-
-def screen(verdict: Verdict, agent: str, may_set_host: bool, body: bytes | None = None) -> Screened:
-    """A verdict on a header event as a decision. `body`: the verdict's body frame, if it had one."""
-    decided = verdict.decision
-    if verdict.error is not None:
-        return Screened(error=f"{verdict.error.code}: {verdict.error.message}"[:500], audit=verdict.audit)
-    if decided == "allow":
-        identity = _identity(verdict.routing_metadata) if verdict.routing_metadata else ""
-        if not verdict.request_headers and not verdict.response_headers and verdict.audit is None and not identity:
-            return SCREENED_ALLOW
-        refused: list[str] = []
-        request_ops = _ops(verdict.request_headers, may_set_host, refused)
-        if isinstance(request_ops, str):
-            return Screened(malformed=request_ops, audit=verdict.audit)
-        response_ops = _ops(verdict.response_headers, False, refused)
-        if isinstance(response_ops, str):
-            return Screened(malformed=response_ops, audit=verdict.audit)
-        decision = ALLOW
-        if request_ops or response_ops or identity:
-            decision = Decision(request_ops=request_ops, response_ops=response_ops, agent=agent, identity=identity)
-        return Screened(decision, refused_ops=tuple(refused), audit=verdict.audit)
-    if decided is UNSET:
-        return Screened(malformed="a verdict needs a decision", audit=verdict.audit)
-    assert isinstance(decided, DecisionObject)
-    refused = []
-    response_ops = _ops(verdict.response_headers, False, refused)
-    if isinstance(response_ops, str):
-        return Screened(malformed=response_ops, audit=verdict.audit)
-    given = [name for name in ("block", "redirect", "challenge") if getattr(decided, name) is not UNSET]
-    if len(given) != 1:
-        return Screened(malformed="decision must be allow or one of block, redirect, challenge", audit=verdict.audit)
-    made = _refusal(decided, body, response_ops, agent, refused)
-    if isinstance(made, str):
-        return Screened(malformed=made, audit=verdict.audit)
-    return Screened(made, refused_ops=tuple(refused), audit=verdict.audit)
-
-
-def _identity(routing: dict[str, str]) -> str:
-    """`routing_metadata.identity`, and of one that is too long to carry its hash: still another for each."""
-    identity = routing.get("identity", "")
-    if len(identity) > IDENTITY_MAX_CHARS:
-        return "sha256:" + sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
-    return identity
-
-
-def _refusal(
-    decided: DecisionObject, body: bytes | None, ops: tuple[HeaderOp, ...], agent: str, refused: list[str]
-) -> Decision | str:
-    if decided.block is not UNSET:
-        wish = decided.block
-        fields: list[tuple[str, str]] = []
-        if len(wish.headers or ()) > VERDICT_MAX_FIELDS:
-            return f"{len(wish.headers or ())} block headers, at most {VERDICT_MAX_FIELDS} are read"
-        for name, value in (wish.headers or {}).items():
-            for one in [value] if isinstance(value, str) else value:
-                if not is_header_name(name) or not is_header_value(one):
-                    return f"block header {name[:60]!r} has control characters or is no header name"
-                kept = screen_op(OpAction.SET, name, one, False)
-                if kept is None:
-                    refused.append(name)
-                else:
-                    fields.append((kept.name, kept.value))
-        content = body if body is not None else (wish.body or "").encode()
-        return block(wish.status, content, fields, ops, agent)
-    if decided.redirect is not UNSET:
-        aim = decided.redirect
-        if not aim.url or not is_header_value(aim.url) or "\t" in aim.url:
-            return "redirect url is empty or has control characters"
-        return redirect(aim.status, aim.url, ops, agent)
-    assert decided.challenge is not UNSET
-    ask = decided.challenge
-    parts = (ask.challenge_type, *ask.params, *ask.params.values())
-    if not ask.challenge_type or not all(map(is_header_value, parts)):
-        return "challenge is empty or has control characters"
-    if ask.challenge_type.lower() in ("basic", "bearer") and not all(map(is_header_name, ask.params)):
-        return "challenge parameter names must be tokens"
-    return challenge(ask.challenge_type, ask.params, ops, agent)
-
-
-def _ops(wishes: list[OpObject] | None, may_set_host: bool, refused: list[str]) -> tuple[HeaderOp, ...] | str:
-    if not wishes:
-        return ()
-    if len(wishes) > VERDICT_MAX_FIELDS:
-        return f"{len(wishes)} header operations, at most {VERDICT_MAX_FIELDS} are read"
-    kept: list[HeaderOp] = []
-    for wish in wishes:
-        if (wish.set is UNSET) + (wish.add is UNSET) + (wish.remove is UNSET) != 2:
-            return "a header operation is one of set, add, remove"
-        if wish.set is not UNSET:
-            action, pair = OpAction.SET, wish.set
-        elif wish.add is not UNSET:
-            action, pair = OpAction.ADD, wish.add
-        else:
-            assert wish.remove is not UNSET
-            action, pair = OpAction.REMOVE, wish.remove
-        op = screen_op(action, pair.name, pair.value, may_set_host)
-        if op is None:
-            refused.append(pair.name[:100])
-        else:
-            kept.append(op)
-    return tuple(kept)
+def guardrail_inspect_event(
+    correlation_id: bytes,
+    inspection_type: str,
+    content: str,
+    direction: str,
+    model: str,
+    categories: Sequence[str],
+    route_id: str,
+    more: dict[str, str],
+) -> bytes:
+    """`guardrail_inspect`; `direction`: prompt or completion, `more`: what `metadata` tells beside the id."""
+    told: dict[str, Any] = {
+        "event_type": "guardrail_inspect",
+        "correlation_id": correlation_id.decode(),
+        "inspection_type": inspection_type,
+        "content": content,
+        "direction": direction,
+        "categories": list(categories),
+        "route_id": route_id,
+        "metadata": {"correlation_id": correlation_id.decode(), **more},
+    }
+    if model:
+        told["model"] = model
+    return msgspec.json.encode(told)  # a lone surrogate, which orjson refuses, was replaced by who decoded the text

@@ -17,7 +17,7 @@ from shared.events import EventKind
 from shared.plan import Ask, Plan
 from shared.wire.audit import AuditRecord
 from shared.wire.envelope import CancelReason, EventRecord, Register
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 from tests.support import Clock
 
 HEADERS = EventKind.REQUEST_HEADERS
@@ -45,6 +45,9 @@ class FakeInstance:
         self.load = 0.0
         self.owes = 0
         self.debt = 0
+        self.max_body_bytes = 1 << 20
+        self.is_lockstep = lockstep
+        self.told: list[Call] = []
         self.sent: list[Call] = []
         self.cancelled: list[tuple[Call, CancelReason]] = []
         self.drained_times = 0
@@ -64,6 +67,13 @@ class FakeInstance:
         if self.is_full:
             return False
         self.sent.append(call)
+        return True
+
+    def tell(self, call: Call) -> bool:
+        assert not self.is_lockstep
+        if self.is_full:
+            return False
+        self.told.append(call)
         return True
 
     def cancel(self, call: Call, reason: CancelReason) -> bool:
@@ -175,6 +185,9 @@ class Core:
         final: bool = True,
         in_ms: float | None = None,
         worker: Worker | None = None,
+        body: bytes | memoryview | None = None,
+        index: int = 0,
+        last: bool = False,
     ) -> int:
         """One event with a fresh id, deadline as a worker makes it."""
         worker = worker or self.worker
@@ -191,8 +204,10 @@ class Core:
             final,
             0xFFFF,
             memoryview(b'{"event_type":"request_headers"}'),
+            index,
+            last,
         )
-        self.dispatcher.event(worker, record)
+        self.dispatcher.event(worker, record, body)
         return self.last_event
 
     def answer(self, name: str, screened: Screened = ALLOWED, which: int = 0) -> Call:

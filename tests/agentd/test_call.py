@@ -6,6 +6,7 @@ import weakref
 from agentd.call import Asked, Call, CallState
 from shared.decision import Outcome
 from shared.events import EventKind
+from shared.wire.verdict import HEAD
 from tests.agentd.fakes import FakeWaiter, LaneBench
 from tests.support import Clock
 
@@ -17,10 +18,11 @@ def asked(**changes: object) -> Asked:
 
 
 def test_shows_its_plan() -> None:
-    """Kind, index, may_set_host and observer are those of the plan's entry."""
+    """Kind, index and observer are those of the plan's entry; what is asked by default is a head."""
     call = Call(1, "n-1", b"{}", asked(), FakeWaiter(), 10, 20)
     assert call.kind is EventKind.RESPONSE_HEADERS
-    assert (call.index, call.is_observer, call.may_set_host) == (2, True, True)
+    assert (call.index, call.is_observer) == (2, True)
+    assert call.question is HEAD
     assert call.asked.event == "response_headers"
 
 

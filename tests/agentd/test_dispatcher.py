@@ -16,8 +16,8 @@ from shared.errors import WireError
 from shared.events import EventKind
 from shared.plan import Plan
 from shared.wire.envelope import CancelReason, EventRecord
-from shared.wire.messages import Screened
 from shared.wire.segment import NEVER_NS, BreakerState
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import ALLOWED, BLOCKED, WITH_OPS, Core, agent, ask, plan
 from tests.support import Clock
 

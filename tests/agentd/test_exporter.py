@@ -12,6 +12,7 @@ from agentd.exporter import Sources, pieces, render
 from agentd.stats import AgentdStats, AgentStats, Bound, Outstanding, snapshot
 from shared import defaults
 from shared import metrics as m
+from shared import metrics_agentd as ma
 from shared.decision import Outcome, Verb
 from shared.segment import DRAINING, READY, ProxyView, ProxyWriter, Reload, ReloadResult
 from shared.wire import segment as layout
@@ -40,7 +41,7 @@ def test_every_family_of_the_tables_is_on_the_page(proxy: ProxyWriter, view: Pro
     proxy.slot(0).claim(os.getpid(), clock.now)
     view.check()
     text = render(Sources(view, AgentdStats, clock)).decode()
-    for metric in m.families():
+    for metric in ma.families():
         assert f"# TYPE {metric.name} {metric.kind.value}\n" in text
         assert f"# HELP {metric.name} {metric.help}\n" in text
 
@@ -97,7 +98,7 @@ def test_a_killed_worker_leaves_every_count_on_the_page(proxy: ProxyWriter, view
     before = page_of(view, clock)
     proxy.free_slot(0)
     after = page_of(view, clock)
-    kinds = {metric.name: metric.kind for metric in m.families()}
+    kinds = {metric.name: metric.kind for metric in ma.families()}
     counts = {key for key in before if kinds.get(key[0]) is not m.Kind.GAUGE}
     assert {key: before[key] for key in counts} == {key: after[key] for key in counts}
     assert sum(before[key] for key in counts) > 50
@@ -180,6 +181,8 @@ def test_a_lane_is_on_the_page(view: ProxyView, clock: Clock) -> None:
         "instances": [{}, {}],
         "breaker": {"state": "half_open", "opened_total": 6},
         "late_verdicts": 7,
+        "completions": {"sent": 20, "dropped": 21},
+        "body_bytes": {"sent": 22, "received": 23},
         "duration_buckets": buckets,
         "duration_ms_total": 12.5,
     }
@@ -214,6 +217,8 @@ def test_a_lane_is_on_the_page(view: ProxyView, clock: Clock) -> None:
         assert found[f"outstanding_{what}_fullest"] == total // 7 * 4
         assert found[f"outstanding_{what}_limit"] == total // 7 * 10
     assert at(page, "wardgate_agent_sends_refused_total", agent="waf", reason="socket") == 6
+    assert at(page, "wardgate_agent_completions_total", agent="waf", result="dropped") == 21
+    assert at(page, "wardgate_agent_body_bytes_total", agent="waf", direction="sent") == 22
     assert ("wardgate_agent_outstanding_bytes", frozenset({("agent", "v1")})) not in page  # one call per connection
     assert found["call_duration_seconds_count"] == 5
     assert found["call_duration_seconds_sum"] == 0.0125

@@ -10,7 +10,7 @@ from agentd.stats import snapshot
 from shared.config.schema import CircuitBreaker
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import AGENTS, ALLOWED, BLOCKED, NAMES, WITH_OPS, Core, agent, ask, core_of, plan, refusing
 from tests.support import Clock
 

@@ -8,7 +8,8 @@ import pytest
 
 from agentd.health import HealthSource, LoopLag, memory_component
 from shared.clock import MS
-from shared.config.schema import Agent, Config, Filter, Route, Target, Upstream
+from shared.config.schema import Agent, Config, Target, Upstream
+from shared.config.schema_routes import Filter, Route
 from shared.metrics import U_LAST_OK_NS
 from shared.segment import READY, AgentRow, HealthStatus, ProxyView, ProxyWriter
 from shared.wire.admin import Status

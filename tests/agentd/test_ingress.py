@@ -32,7 +32,7 @@ from shared.wire.envelope import (
     unpack_decision,
     unpack_registered,
 )
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import ALLOWED, BLOCKED, FakeInstance, agent, ask, plan
 from tests.support import Child, python, until
 

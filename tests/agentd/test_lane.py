@@ -13,8 +13,8 @@ from shared.clock import MS
 from shared.config.schema import CircuitBreaker
 from shared.decision import Outcome
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
 from shared.wire.segment import BreakerState
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import ALLOWED, BLOCKED, FakeInstance, LaneBench, agent
 from tests.support import Clock
 

@@ -5,7 +5,7 @@ from shared.decision import Outcome
 from shared.defaults import FLIGHT_RECORDER_CALLS, FLIGHT_RECORDER_MS
 from shared.metrics import DURATION_BOUNDS_NS
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import LaneBench
 from tests.support import Clock
 

@@ -11,8 +11,11 @@ from agentd.health import HealthSource, LoopLag
 from agentd.operations import Operations, latency_of, percentile_ms
 from agentd.publish import Publisher
 from agentd.registry import Registry
-from shared.config.schema import Agent, Config, Filter, Route, Target, Upstream
+from agentd.tokens import TokenTotals
+from shared.config.schema import Agent, Config, Target, Upstream
+from shared.config.schema_routes import Filter, Route
 from shared.errors import AdminRefused
+from shared.events import SUPPORTED
 from shared.metrics import DURATION_BUCKETS, bucket_of
 from shared.segment import AgentdWriter, BreakerState, ProxyView
 from shared.wire.admin import BreakerChange
@@ -49,6 +52,7 @@ class Ingress:
     unknown = 7
     replies_dropped = 8
     memory_cuts = 9
+    tokens = TokenTotals()
 
     def gate_counts(self) -> tuple[int, int]:
         return 11, 12
@@ -150,9 +154,10 @@ def test_agents_show_configuration_and_lane(world: World) -> None:
     """What an agent without `events` is asked about: v1 everything, v2 nothing before its HELLO."""
     waf, old = world.state.agents().agents
     assert (waf.name, waf.is_required, waf.events, waf.p50_ms) == ("waf", True, (), None)
-    assert (old.name, old.is_required, old.events) == ("old", False, ("request_headers", "response_headers"))
-    world.registry.seats["waf"].hello_mask = 0b1010011  # what it was seen to offer, also what is not asked yet
-    assert world.state.agents().agents[0].events == ("request_headers",)
+    assert (old.name, old.is_required) == ("old", False)
+    assert old.events == tuple(kind.wire_name for kind in SUPPORTED)
+    world.registry.seats["waf"].hello_mask = 0b1010011  # what it was seen to offer
+    assert world.state.agents().agents[0].events == ("request_headers", "response_body_chunk", "websocket_frame")
 
 
 def test_metrics_show_what_agentd_counts(world: World) -> None:

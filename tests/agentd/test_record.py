@@ -4,7 +4,7 @@ from agentd.record import would_have
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
 from shared.wire.audit import decode, encode
 from shared.wire.envelope import CancelReason
-from shared.wire.messages import Screened
+from shared.wire.verdict import Screened
 from tests.agentd.fakes import core_of, refusing
 from tests.support import Clock
 

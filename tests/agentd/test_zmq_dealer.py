@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agentd.peers import MemoryGuard
 from agentd.stats import snapshot
-from agentd.transport.zmq_session import V2Session, _Remembered
+from agentd.transport.unread import Remembered
+from agentd.transport.zmq_session import V2Session
 from shared import defaults as d
 from shared.clock import MS
 from shared.config.schema import CircuitBreaker
@@ -541,7 +542,7 @@ class TestVerdicts:
                 assert may_not.screened.refused_ops == ("host",)
 
     def test_remembered_is_bounded(self) -> None:
-        memory = _Remembered(10)
+        memory = Remembered(10)
         for number in range(1_000):
             memory.add(str(number))
         assert all(str(number) in memory for number in range(991, 1_000))
@@ -807,6 +808,22 @@ class TestReload:
             assert session_of(world).wire.state is State.RECONFIGURING
             a.send(b"CONFIG_RESULT", {"config_version": config["config_version"], "accepted": True})
             await a.events()
+
+    async def test_a_rejected_reload_leaves_the_old_configuration_in_place(self) -> None:
+        """A fault in the agent's own table stops nobody: it goes on, degraded, until a reload that it accepts."""
+        async with World(agent(config={"a": 1})) as world:
+            a = await world.ready()
+            for value, answer, health in ((2, {"accepted": False, "error": "a: too strict"}, "degraded"),
+                                          (3, {"accepted": True}, "healthy")):  # fmt: skip
+                world.v2.configure([agent(config={"a": value})], world.lanes, 0)
+                config = await a.json(b"CONFIG")
+                a.send(b"CONFIG_RESULT", {"config_version": config["config_version"], **answer})
+                await world.until(lambda: session_of(world).wire.state is State.READY)
+                session = session_of(world)
+                assert session.health == health
+                assert session.health_message == ("configuration rejected: a: too strict" if value == 2 else "")
+                world.ask()
+                await a.events()
 
     async def test_instances_get_it_one_after_the_other(self) -> None:
         """While one of them takes it the other goes on; one that does not answer holds up nobody for long."""

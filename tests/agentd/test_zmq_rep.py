@@ -532,8 +532,9 @@ class TestLeaving:
         async with V1World() as world:
             await world.up()
             old = world.connection
-            world.v1.configure([v1(f"ipc://{world.dir}/nobody")], world.lanes, world.clock() + 1_000 * MS)
-            world.v1.on_time(world.clock() + (d.V1_HANDOVER_MS - 1) * MS)
+            begun = world.clock()
+            world.v1.configure([v1(f"ipc://{world.dir}/nobody")], world.lanes, begun + 1_000 * MS)
+            world.v1.on_time(begun + (d.V1_HANDOVER_MS - 1) * MS)
             assert old.state is Link.READY
             world.v1.on_time(world.clock() + (d.V1_HANDOVER_MS + 1) * MS)
             assert old.state is Link.CLOSED

@@ -22,6 +22,7 @@ from shared.decision import Outcome
 from shared.events import EventKind
 from shared.pump import Pump
 from shared.runtime import Runtime
+from shared.wire.verdict import HEAD, HEAD_AND_HOST, Question
 from tests.support import until
 
 EVENT = b'{"event_type":"request_headers","method":"GET","uri":"/","headers":{},"has_body":false}'
@@ -141,13 +142,20 @@ class World:
         may_set_host: bool = False,
         timeout_ms: int = 60_000,
         kind: EventKind = EventKind.REQUEST_HEADERS,
+        body: bytes | memoryview | None = None,
+        index: int = 0,
+        is_last: bool = False,
+        observer: bool = False,
     ) -> Call:
         """Submit one call."""
         lane = lane or self.lane
         self.number += 1
         now = self.clock()
-        asked = Asked(lane.name, lane, 0, kind, "closed", False, may_set_host, timeout_ms * MS)
+        asked = Asked(lane.name, lane, 0, kind, "closed", observer, may_set_host, timeout_ms * MS)
         call = Call(self.number, f"n{self.number:x}", event, asked, self.asker, now, now + timeout_ms * MS, key)
+        call.question = HEAD_AND_HOST if may_set_host else HEAD
+        if kind not in (EventKind.REQUEST_HEADERS, EventKind.RESPONSE_HEADERS, EventKind.REQUEST_COMPLETE):
+            call.question, call.body = Question(kind, may_set_host, index, is_last), body
         lane.submit(call, now, True)
         return call
 

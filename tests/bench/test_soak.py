@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import metrics as m
+from shared import metrics_agentd as ma
 from tests.support import ROOT, Child, wait_until
 
 SOAK = str(ROOT / "bench" / "soak.py")
@@ -28,8 +28,8 @@ def test_a_few_seconds_pass(tmp_path: Path) -> None:
     for word in ("kill fast", "reload proxy", "kill tag", "KiB/h", "events_pending 0", "traffic is over"):
         assert word in text
     told = json.loads(samples.read_text())
-    assert set(told["lives"]) == {"agentd", "proxy", "worker", "fast", "hung", "tag"}
-    assert set(told["left"]) <= {metric.name for metric in m.families()}
+    assert set(told["lives"]) == {"agentd", "proxy", "worker", "fast", "hung", "scan", "tag"}
+    assert set(told["left"]) <= {metric.name for metric in ma.families()}
     assert not any(told["left"].values())
 
 

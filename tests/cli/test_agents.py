@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
+from shared.events import SUPPORTED
 from shared.wire.admin import Agent, Instance, LastCall
 from tests.support import Agentd
 
@@ -61,7 +62,7 @@ def test_json_is_what_the_api_says(agentd: Agentd) -> None:
     document = json.loads(agents(agentd, "--json").stdout)
     waf, tracer = document["agents"]
     assert (waf["required"], waf["events"], waf["max_queue"]) == (True, ["request_headers"], 200)
-    assert (tracer["required"], tracer["events"]) == (False, ["request_headers", "response_headers"])
+    assert (tracer["required"], tracer["events"]) == (False, [kind.wire_name for kind in SUPPORTED])
     (only,) = json.loads(agents(agentd, "tracer", "--json").stdout)["agents"]
     assert only["name"] == "tracer"
 
@@ -70,7 +71,7 @@ def test_one_agent_is_shown_with_its_instances_and_last_calls(agentd: Agentd, mo
     """The flight recorder."""
     from proxy.cli import agents as module
 
-    instance = Instance("i-1", "degraded", 0.5, 3, 100, 2, True, False, "s-1", 3_000_000, 12, 7)
+    instance = Instance("i-1", "degraded", 0.5, 3, 100, 2, True, False, "s-1", 3_000_000, 12, 7, "old \x1b rules")
     call = LastCall(1500.0, "c1", "request_headers", "timeout", "i-1", 0.01, 200.4, "no answer in time")
     agent = Agent(
         "waf", "zmq-v2", True, "half_open", ("request_headers",), 200, 3, 100, 1, 200, 9, 2,
@@ -88,6 +89,7 @@ def test_one_agent_is_shown_with_its_instances_and_last_calls(agentd: Agentd, mo
     assert "instances passed over, too much unread: bytes 5, socket 2" in lines
     assert "garbage: 8; header operations refused: 9" in lines
     assert "i-1       degraded  3/100  2.86M/32M  12/1000   7        2       0.50  paused" in text
+    assert "i-1: old \\x1b rules" in lines
     assert "1.5 s  request_headers  timeout  i-1       0.01 ms  200 ms  no answer in time" in text
 
 

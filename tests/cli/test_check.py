@@ -23,17 +23,33 @@ def test_the_example_passes_and_its_plan_is_shown(run):
     result = run("--config", str(EXAMPLE))
     assert result.exit_code == 0
     first, *rest = result.stdout.splitlines()
-    assert first.startswith("ok: 2 routes, 2 agents, 1 upstream; configuration ")
+    assert first.startswith("ok: 2 routes, 3 agents, 1 upstream; configuration ")
     assert rest == [
         "",
         "route api: api.example.com, /v1/, GET, POST -> app",
         "  request_headers: decided within 200 ms, in parallel",
         "    waf: failure refuses, 200 ms",
         "    tracer: observes, 50 ms",
+        "  request_body_chunk: decided within 200 ms",
+        "    waf: failure refuses, 200 ms",
+        "  websocket_frame: decided within 200 ms",
+        "    waf: failure refuses, 200 ms",
+        "  guardrail_inspect (prompt): decided within 500 ms",
+        "    guardrail: failure refuses, 500 ms",
+        "  guardrail_inspect (completion): decided within 500 ms",
+        "    guardrail: failure refuses, 500 ms",
+        "  request_complete: nobody waits",
+        "    waf: observes, 200 ms",
         "",
         "route default: any host, /, any method -> app",
         "  request_headers: decided within 200 ms",
         "    waf: failure refuses, 200 ms",
+        "  request_body_chunk: decided within 200 ms",
+        "    waf: failure refuses, 200 ms",
+        "  websocket_frame: decided within 200 ms",
+        "    waf: failure refuses, 200 ms",
+        "  request_complete: nobody waits",
+        "    waf: observes, 200 ms",
     ]
     assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
 

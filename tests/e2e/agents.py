@@ -1,8 +1,10 @@
 """Agents for tests, written from the protocol alone: raw ZeroMQ and JSON, a thread each.
 
-They share no code with the product or its SDK, so that a mistake of both cannot hide.
+They share no code with the product or its SDK, so that a mistake of both cannot hide. A chunk's bytes are its
+event's "body"; a verdict's "body" leaves as a frame, with protocol 1 in base64.
 """
 
+import base64
 import hashlib
 import hmac
 import json
@@ -121,22 +123,31 @@ class V2Agent(_Thread):
             self.config = json.loads(frames[0])
             answer = {"config_version": self.config["config_version"], "accepted": True}
             sock.send_multipart([b"CONFIG_RESULT", json.dumps(answer).encode()])
-            self.ready.set()
+            sock.send_multipart([b"PING", b"ready"])  # its answer says that the result before it was read
         elif verb == b"EVENTS":
             entries = json.loads(frames[0])
             self.batches.append(len(entries))
-            answers = []
-            for call, _budget, event in entries:
+            answers: list[list[Any]] = []
+            bodies: list[bytes] = []
+            for call, _budget, event, *n in entries:
+                if n or event["event_type"].endswith(("_chunk", "_frame")):
+                    event["body"] = frames[1 + n[0]] if n else b""
                 self.seen.append(event)
                 verdict = self.decide(event)
-                if verdict is not None:
-                    answers.append([call, verdict])
+                if verdict is None or event["event_type"] == "request_complete":
+                    continue
+                body = verdict.get("body", b"")
+                verdict = {name: value for name, value in verdict.items() if name != "body"}
+                answers.append([call, verdict, len(bodies)] if body else [call, verdict])
+                bodies += [body] if body else []
             if answers:
-                sock.send_multipart([b"VERDICTS", json.dumps(answers).encode()])
+                sock.send_multipart([b"VERDICTS", json.dumps(answers).encode(), *bodies])
         elif verb == b"CANCEL":
             self.cancelled += json.loads(frames[0])
         elif verb == b"DRAIN":
             self.drains.append(len(self.seen))
+        elif verb == b"PONG" and frames == [b"ready"]:
+            self.ready.set()
         elif verb == b"PING":
             sock.send_multipart([b"PONG", *frames])
         elif verb == b"REFUSE":
@@ -160,7 +171,22 @@ class V1Agent(_Thread):
         if message["event_type"] == "configure":
             self.ready.set()
         else:
-            self.seen.append(message["payload"])
-            verdict = self.decide(message["payload"])
+            event = message["payload"]
+            if "data" in event:
+                event["body"] = base64.b64decode(event["data"])
+            self.seen.append(event)
+            verdict = self.decide(event)
         if verdict is not None:
-            sock.send_multipart([*envelope, json.dumps({"version": 1, **verdict}).encode()])
+            sock.send_multipart([*envelope, json.dumps({"version": 1, **_in_json(verdict)}).encode()])
+
+
+def _in_json(verdict: Verdict) -> Verdict:
+    """Protocol 1's way to change a chunk: `data` is null, "" or base64."""
+    verdict = dict(verdict)
+    body = verdict.pop("body", b"")
+    for name in ("request_body_mutation", "response_body_mutation"):
+        if "action" in verdict.get(name, ()):
+            action = verdict[name]["action"]
+            data = None if action == "pass" else base64.b64encode(body).decode() if action == "replace" else ""
+            verdict[name] = {"chunk_index": verdict[name]["chunk_index"], "data": data}
+    return verdict

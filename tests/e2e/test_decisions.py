@@ -67,6 +67,8 @@ class World:
         self.agents["c"] = V1Agent(f"ipc://{tmp}/c.sock", scripted("c"))
         for agent in self.agents.values():
             assert agent.ready.wait(10)
+        assert self.system.agentd is not None
+        self.system.agentd.wait_for("connection ready")  # a v1 agent cannot tell that its answer was read
         self.system.registered()
 
     def close(self) -> None:

@@ -13,9 +13,22 @@ from proxy.dispatch import Dispatch
 from proxy.plan_view import PlanView
 from shared.clock import MS
 from shared.decision import ALLOW, Decision, Outcome, Verb, block
-from shared.defaults import AUDIT_WORKER_QUEUE, HOP_GRACE_MS, HOP_MAX_MESSAGE_BYTES, HOP_PENDING_MAX
+from shared.defaults import (
+    AUDIT_WORKER_QUEUE,
+    HOP_GRACE_MS,
+    HOP_MAX_MESSAGE_BYTES,
+    HOP_OUTSTANDING_BYTES,
+    HOP_PENDING_MAX,
+)
 from shared.events import EventKind
-from shared.metrics import W_AUDIT_DROPPED, W_DECISIONS_LOCAL, W_EVENTS_SKIPPED, W_HOP_MALFORMED, W_LATE_DECISIONS
+from shared.metrics import (
+    W_AUDIT_DROPPED,
+    W_DECISIONS_LOCAL,
+    W_EVENTS_SKIPPED,
+    W_HOP_MALFORMED,
+    W_LATE_DECISIONS,
+    W_OBSERVED_DROPPED,
+)
 from shared.plan import Ask, Plan
 from shared.wire.envelope import (
     UNKNOWN_RECORD,
@@ -146,7 +159,7 @@ class Hop:
         assert view.may_decide_now or local is None
         if local is not None:
             return waiting, local
-        return waiting, self.dispatch.send(waiting, view, exchange, event, now)
+        return waiting, self.dispatch.send(waiting, view, exchange, event, now, view.flags)
 
     def close(self) -> None:
         self.dispatch.close()
@@ -263,7 +276,7 @@ async def test_what_a_frozen_agentd_was_asked_is_taken_back(hop: Hop) -> None:
     hop.segment.alive = False
     hop.dispatch.sweep(hop.clock())
     rests = await hop.got(RecordType.CANCEL, 2)
-    assert [unpack_cancel(memoryview(rest)) for rest in rests] == [(n, CancelReason.TIMEOUT) for n in (11, 12)]
+    assert [unpack_cancel(memoryview(rest)) for rest in rests] == [(n, CancelReason.TIMEOUT, False) for n in (11, 12)]
 
 
 async def test_nothing_is_taken_back_from_a_dead_agentd(hop: Hop) -> None:
@@ -361,9 +374,10 @@ async def test_cancel(hop: Hop) -> None:
     await hop.up()
     waiting, event_id = hop.ask(0, exchange=11)
     assert isinstance(event_id, int)
-    hop.dispatch.cancel(hop.view(0), event_id, 11, CancelReason.CLIENT_GONE)
+    hop.dispatch.forget(hop.view(0), event_id)
+    hop.dispatch.cancel_exchange(11, CancelReason.CLIENT_GONE)
     rest = (await hop.got(RecordType.CANCEL))[0]
-    assert unpack_cancel(memoryview(rest)) == (11, CancelReason.CLIENT_GONE)
+    assert unpack_cancel(memoryview(rest)) == (11, CancelReason.CLIENT_GONE, False)
     hop.dispatch.sweep(hop.clock.ms(10_000))
     assert not waiting.decisions
 
@@ -412,6 +426,42 @@ async def test_audit_waits_bounded_for_agentd(short_tmp_dir: Path, clock: Clock)
     hop.close()
 
 
+async def test_a_full_socket_fails_several_questions_of_one_exchange(hop: Hop) -> None:
+    """The first failure ends the exchange, which forgets the others: they are gone then, once."""
+    await hop.up()
+    pump: Any = hop.dispatch._pump
+    full: Any = SimpleNamespace(send=lambda frames: False)
+    hop.dispatch._pump = full
+
+    class Ending(Waiting):
+        def decided(self, decision: Decision) -> None:
+            super().decided(decision)
+            for event_id in others:
+                hop.dispatch.forget(view, event_id)
+
+    view, waiting, others = hop.view(0), Ending(), []
+    for _ in range(3):
+        event_id = hop.dispatch.send(waiting, view, 7, b"{}", hop.clock())
+        assert isinstance(event_id, int)
+        others.append(event_id)
+    await until(lambda: waiting.decisions)
+    hop.dispatch._pump = pump
+    assert ([decision.reason for decision in waiting.decisions], hop.dispatch._waiting) == (["queue_full"], 0)
+
+
+async def test_observers_leave_room_for_those_who_decide(hop: Hop) -> None:
+    """Half of what may be on its way is not theirs: a decision never fails for what was shown to observers."""
+    await hop.up()
+    half = HOP_OUTSTANDING_BYTES // 2
+    assert hop.dispatch.has_room(half)
+    hop.dispatch._outstanding = 1
+    assert not hop.dispatch.has_room(half)
+    hop.dispatch._outstanding, hop.dispatch._waiting = 0, HOP_PENDING_MAX // 2
+    assert not hop.dispatch.has_room(1)
+    hop.dispatch._waiting = 0
+    assert hop.cells[W_OBSERVED_DROPPED] == 2
+
+
 async def test_audit_that_a_full_socket_does_not_take_is_counted(hop: Hop) -> None:
     """agentd reads nothing, and the high-water mark is reached: gone, but not in silence."""
     await hop.up()
@@ -428,3 +478,20 @@ def test_frozen_names() -> None:
     """The cancel words are those of the agent protocol."""
     make: Callable[[CancelReason], str] = lambda reason: reason.word  # noqa: E731
     assert [make(reason) for reason in CancelReason] == ["client_gone", "timeout", "decided", "shutdown"]
+
+
+async def test_a_defect_in_one_exchange_costs_no_other(hop: Hop, caplog: pytest.LogCaptureFixture) -> None:
+    """Both decisions come in one message; the second is heard although the first one's waiter fails."""
+    await hop.up()
+    broken, first = hop.ask(0, 11)
+    waiting, second = hop.ask(0, 12)
+    assert isinstance(first, int)
+    assert isinstance(second, int)
+
+    def fail(decision: Decision) -> None:
+        raise RuntimeError("defect")
+
+    broken.decided = fail  # type: ignore[method-assign]
+    hop.reply(pack_decision(first, ALLOW) + pack_decision(second, ALLOW))
+    await until(lambda: waiting.decisions)
+    assert "a decision could not be applied" in caplog.text

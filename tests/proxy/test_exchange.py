@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange import TRANSITIONS, Exchange, Input, State
+from proxy.driver import Driver
+from proxy.exchange import TRANSITIONS
+from proxy.exchange_commands import Exchange
+from proxy.exchange_states import Input, State
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
 from shared.errors import IllegalTransition, RequestRefused, UpstreamFailed
 from shared.events import EventKind
@@ -15,7 +18,7 @@ BLOCK = Decision(Verb.BLOCK, 403, (), b"no")
 FAILED = UpstreamFailed(502, "closed_early", "closed early")
 BROKEN = RequestRefused(400, "bad chunk")
 RESPONSE = object()
-ENDINGS = {"relay_end", "relay_whole", "refuse", "fail", "reject", "abort_client", "vanish"}
+ENDINGS = {"relay_end", "relay_whole", "refuse", "break_off", "fail", "reject", "abort_client", "vanish", "finish"}
 
 
 class Script(Exchange):
@@ -57,7 +60,8 @@ def _command(name: str) -> Any:
 for _name in (
     "cancel_ask", "say_continue", "hold_client", "release_client", "send_body", "end_body", "hold_upstream",
     "release_upstream", "abort_upstream", "relay_data", "relay_end",
-    "relay_whole", "fail", "reject", "abort_client", "vanish",
+    "relay_whole", "break_off", "fail", "reject", "abort_client", "vanish",
+    "open_tunnel", "tunnel_data", "tunnel_eof", "tunnel_failed", "tunnel_gone", "finish",
 ):  # fmt: skip
     setattr(Script, _name, _command(_name))
 
@@ -200,10 +204,74 @@ def test_illegal_pair_names_both() -> None:
         Script().feed(Input.DECISION, ALLOW)
 
 
-def test_every_state_is_reachable_or_reserved() -> None:
-    """The table leads everywhere but to the two places kept for the body phases."""
+def test_every_state_is_reachable() -> None:
     reached = {state for _, states in TRANSITIONS.values() for state in states} | {State.NEW}
-    assert set(State) - reached == {State.BODY_ASKED, State.RESPONSE_BODY_ASKED}
+    assert set(State) == reached
+
+
+def test_a_head_that_waits_for_its_body_goes_with_what_is_released() -> None:
+    """Semantics 13: nothing goes upstream before; what was let through follows the head."""
+    x = Script({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    x.holds_head = True
+    play(x, Input.BEGIN)
+    assert (x.state, x.done[-1]) == (State.BODY_ASKED, "say_continue")
+    play(x, (Input.RELEASED, ([b"a", b"b"], True)))
+    assert x.done[-6:] == [
+        "connect", "send_head", ("send_body", b"a"), ("send_body", b"b"), "release_client", "end_body",
+    ]  # fmt: skip
+
+
+def test_a_refused_body_touches_no_upstream_before_and_aborts_it_after() -> None:
+    x = Script({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    x.holds_head = True
+    assert play(x, Input.BEGIN, (Input.REFUSED, BLOCK))[-2:] == ["say_continue", ("refuse", 403)]
+    x = Script({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    play(x, Input.BEGIN, (Input.BODY, b"a"), (Input.REFUSED, BLOCK))
+    assert x.done[-2:] == ["abort_upstream", ("refuse", 403)]
+
+
+def test_a_response_waits_for_its_body() -> None:
+    """Until something of it was let through a refusal is an answer; afterwards the stream is broken off."""
+    for refusal in (True, False):
+        x = Script(NOBODY, connects=True)
+        x.holds_response_head = True
+        play(x, Input.BEGIN, Input.BODY_END, (Input.HEAD, RESPONSE))
+        assert x.state is State.RESPONSE_BODY_ASKED
+        assert "relay_head" not in [c[0] for c in x.done if isinstance(c, tuple)]
+        if refusal:
+            assert play(x, (Input.REFUSED, BLOCK))[-2:] == ["abort_upstream", ("refuse", 403)]
+            continue
+        play(x, (Input.RELEASED, ([b"a"], False)))
+        assert x.done[-2:] == [("relay_head", ()), ("relay_data", b"a")]
+        assert play(x, (Input.REFUSED, BLOCK))[-2:] == ["abort_upstream", ("break_off", BLOCK)]
+
+
+def upgraded(x: Script) -> Script:
+    x.is_upgrading = True
+    play(x, Input.BEGIN, Input.BODY_END, (Input.HEAD, RESPONSE))
+    return x
+
+
+def test_an_upgrade_is_one_state_until_it_is_over() -> None:
+    x = upgraded(Script(NOBODY, connects=True))
+    assert (x.state, x.done[-1]) == (State.UPGRADED, ("open_tunnel", (), []))
+    play(x, (Input.DATA, b"x"), Input.EOF, (Input.FAILED, FAILED), Input.GONE)
+    assert x.state is State.UPGRADED
+    assert x.done[-4:] == [("tunnel_data", b"x"), "tunnel_eof", ("tunnel_failed", FAILED), "tunnel_gone"]
+    assert play(x, Input.CLOSED)[-1] == "finish"
+    assert x.state is State.ENDED
+
+
+def test_a_101_is_decided_like_any_response() -> None:
+    """What follows it is held; a refusal is an ordinary one; an upstream that leaves meanwhile has failed."""
+    asks = {EventKind.REQUEST_HEADERS: ALLOW}
+    x = upgraded(Script(asks, connects=True))
+    assert play(x, (Input.DATA, b"x"), (Input.DECISION, ALLOW))[-1] == ("open_tunnel", (), [b"x"])
+    x = upgraded(Script(asks, connects=True))
+    assert play(x, (Input.DECISION, BLOCK))[-2:] == ["abort_upstream", ("refuse", 403)]
+    x = upgraded(Script(asks, connects=True))
+    names = [done if isinstance(done, str) else done[0] for done in play(x, Input.EOF)]
+    assert names[-3:] == ["abort_upstream", "cancel_ask", "fail"]
 
 
 VALUES = {
@@ -212,6 +280,8 @@ VALUES = {
     Input.DATA: st.binary(min_size=1, max_size=3),
     Input.HEAD: st.just(RESPONSE),
     Input.WHOLE: st.sampled_from([(RESPONSE, b""), (RESPONSE, b"x")]),
+    Input.RELEASED: st.tuples(st.lists(st.binary(min_size=1, max_size=3), max_size=2), st.booleans()),
+    Input.REFUSED: st.just(BLOCK),
     Input.FAILED: st.just(FAILED),
     Input.BROKEN: st.just(BROKEN),
 }
@@ -223,12 +293,18 @@ def test_any_path_keeps_the_promises(data: st.DataObject) -> None:
     answers = {kind: data.draw(st.sampled_from([None, ALLOW, BLOCK])) for kind in NOBODY}
     x = Script(answers, connects=data.draw(st.booleans()))
     x.asks_response = data.draw(st.booleans())
+    x.holds_head, x.holds_response_head = data.draw(st.booleans()), data.draw(st.booleans())
+    x.is_upgrading = data.draw(st.booleans())
     x.feed(Input.BEGIN)
     for _ in range(data.draw(st.integers(0, 12))):
         before, count = x.state, len(x.done)
         legal = [what for what in Input if (before, what) in TRANSITIONS]
-        if x.is_request_ended:
+        if x.is_body_ended:
             legal = [what for what in legal if what not in (Input.BODY, Input.BODY_END)]
+        if x.holds_response_head or x.is_upgrading:  # then the driver feeds HEAD
+            legal = [what for what in legal if what is not Input.WHOLE]
+        if before is State.RESPONSE_ASKED and not x.is_upgrading:
+            legal = [what for what in legal if what is not Input.EOF]
         what = data.draw(st.sampled_from(legal))
         x.feed(what, data.draw(VALUES.get(what, st.none())))
         assert x.state in TRANSITIONS[before, what][1]
@@ -243,3 +319,24 @@ def test_any_path_keeps_the_promises(data: st.DataObject) -> None:
         assert names.index("send_head") < names.index("send_body")
     if "relay_data" in names:
         assert names.index("relay_head") < names.index("relay_data")
+
+
+def test_observers_see_a_response_that_was_complete_before_its_head_was_decided() -> None:
+    """Nothing else waits for the body then: it is shown before the exchange ends."""
+
+    class Observed(Script):
+        def begin_response_body(self) -> None:
+            self.done.append("begin_response_body")
+
+    x = Observed({EventKind.REQUEST_HEADERS: ALLOW}, connects=True)
+    play(x, Input.BEGIN, Input.BODY_END, (Input.HEAD, RESPONSE), (Input.DATA, b"x"), Input.END, (Input.DECISION, ALLOW))
+    assert x.done[-4:] == [("relay_head", ()), ("relay_data", b"x"), "begin_response_body", "relay_end"]
+
+
+def test_a_head_decided_after_a_chunk_has_ended_the_exchange() -> None:
+    """agentd has died with both questions: all answers are given in one loop, which must not break over the second."""
+    driver = Driver.__new__(Driver)
+    driver._asked_phase = None
+    driver.state = State.ENDED
+    driver.decided(ALLOW)
+    assert driver.state is State.ENDED

@@ -7,12 +7,13 @@ import pytest
 
 from proxy.limits import _key_of, client_key, limit_specs, rate_lines
 from shared.config.check import findings
-from shared.config.schema import Agent, Config, Filter, RateLimit, Route, Server
+from shared.config.schema import Agent, Config, Server
+from shared.config.schema_routes import Filter, RateLimit, Route
 from shared.decision import ALLOW, Answer, Decision, Outcome, Verb, merge
 from shared.events import EventKind
 from shared.ratelimit import NEVER_S, ONE
 from shared.segment_limits import LimitSpec
-from shared.wire.messages import decode_verdict, screen
+from shared.wire.verdict import decode_verdict, screen
 
 
 def key(kind: str, *fields: tuple[bytes, bytes], client_ip: str = "192.0.2.1") -> bytes:
@@ -142,7 +143,7 @@ def test_field_lines() -> None:
 
 
 def screened(verdict: bytes) -> Decision:
-    decision = screen(decode_verdict(verdict), "a", False).decision
+    decision = screen(decode_verdict(verdict), "a").decision
     assert decision is not None
     return decision
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.outbox import Outbox
+from shared.defaults import BODY_COPIED_BYTES, OUTBOX_PIECES_MAX
 from shared.defaults import BURST_FROM_WRITES as MANY
 
 
@@ -119,3 +120,18 @@ def test_without_a_loop_nothing_is_held() -> None:
     for _ in range(3 * MANY):
         box.write(cast(Any, one), b"x")
     assert len(one.calls) == 3 * MANY
+
+
+def test_what_is_much_is_not_held(world: World) -> None:
+    """Back-pressure is the transport's: it has to see what a turn's many reads bring."""
+    world.busy()
+    one = Transport()
+    world.write(one, b"a")
+    world.write(one, bytes(BODY_COPIED_BYTES))
+    assert one.calls == [b"a" + bytes(BODY_COPIED_BYTES)]
+    for _ in range(OUTBOX_PIECES_MAX):
+        world.write(one, b"b")
+    assert one.calls[1:] == [b"b" * OUTBOX_PIECES_MAX]
+    world.write(one, b"c")
+    world.loop.turn()
+    assert one.calls[2:] == [b"c"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.routing import RoutingTable
-from shared.config.schema import Match, Route
+from shared.config.schema_routes import Match, Route
 from shared.errors import RequestRefused
 
 

@@ -9,12 +9,18 @@ import pytest
 from shared import bounds
 from shared import defaults as d
 from shared import metrics as m
+from shared import metrics_agentd as ma
 from shared.config.schema import Agent, Config, Target, Upstream
+from shared.config.schema_routes import WebSocket
 from tests.support import ROOT
 from wardgate_agent import runner
 from wardgate_agent import wire as sdk
 
-PARTS = {"upstreams[]": Upstream("u", (Target("127.0.0.1:1"),)), "agents[]": Agent("a", "zmq-v1")}
+PARTS: dict[str, Any] = {
+    "upstreams[]": Upstream("u", (Target("127.0.0.1:1"),)),
+    "agents[]": Agent("a", "zmq-v1"),
+    "routes[].websocket": WebSocket(),
+}
 
 
 def default_of(key: str) -> Any:
@@ -36,7 +42,7 @@ def test_every_key_exists_and_its_default_is_the_bound(row: bounds.Bound) -> Non
 @pytest.mark.parametrize("row", bounds.rows(), ids=lambda row: row.what)
 def test_every_metric_exists_and_is_of_the_kind_that_the_column_says(row: bounds.Bound) -> None:
     """What is in use and its limit are gauges, what was refused a counter."""
-    kinds = {metric.name: metric.kind for metric in m.families()}
+    kinds = {metric.name: metric.kind for metric in ma.families()}
     assert all(kinds[name] is m.Kind.GAUGE for name in (row.use, row.limit) if name)
     assert not row.refused or kinds[row.refused] is m.Kind.COUNTER
 
@@ -44,7 +50,7 @@ def test_every_metric_exists_and_is_of_the_kind_that_the_column_says(row: bounds
 def test_every_limit_among_the_metrics_has_a_row() -> None:
     """A metric that says how much may be, and is not on the page, is missing there."""
     named = {row.limit for row in bounds.rows()}
-    missing = [metric.name for metric in m.families() if "_limit" in metric.name and metric.kind is m.Kind.GAUGE]
+    missing = [metric.name for metric in ma.families() if "_limit" in metric.name and metric.kind is m.Kind.GAUGE]
     assert set(missing) - named - {"wardgate_limit_in_use"} == set()
 
 

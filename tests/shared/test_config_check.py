@@ -7,8 +7,11 @@ import pytest
 
 from shared import defaults as d
 from shared.config.check import findings
+from shared.config.check_phases import plans
 from shared.config.load import load
-from shared.config.schema import Config, Filter, Match, Route, Upstream
+from shared.config.schema import Agent, Config, Upstream
+from shared.config.schema_routes import Filter, Guardrail, Guardrails, Match, Route
+from shared.config.write import write
 from shared.errors import ConfigError
 
 UPSTREAM = '[[upstreams]]\nname = "app"\ntargets = [{ address = "127.0.0.1:9000" }]\n'
@@ -62,6 +65,37 @@ def test_more_than_the_segments_hold_is_refused(config, path):
     ]
     assert len(texts) == 1
     assert "at most" in texts[0]
+
+
+def many(routes, filters, order="parallel", events=None, name="a"):
+    """A configuration with long chains everywhere."""
+    agents = tuple(Agent(f"{name}{i}", "zmq-v2", events=events) for i in range(filters))
+    chain = tuple(Filter(item.name) for item in agents)
+    made = (Route(f"r{i}", "u", Match((f"h{i}",)), order=order, filters=chain) for i in range(routes))
+    return Config(agents=agents, routes=tuple(made))
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        # A body chunk has a stage for each of 64: 64 plans of a route.
+        (many(1_023, 64, "sequential", ("request_body_chunk",)), None),
+        (many(1_024, 64, "sequential", ("request_body_chunk",)), "their chains make 65536 plans "),
+        (many(1_024, 64, "parallel", ("request_body_chunk",)), None),
+        (many(1_024, 64, "parallel", name="long-name-of-an-agent"), "at most 15728640 are possible"),
+    ],
+)
+def test_plans_fit_into_their_number_and_into_a_message(config, text):
+    found = list(plans(config))
+    assert [finding.paths for finding in found] == ([(("routes",), ("agents",))] if text else [])
+    assert not text or text in found[0].text
+
+
+def test_plans_of_agents_that_do_not_exist_are_not_counted():
+    config = Config(routes=(Route("r", "u", filters=(Filter("nobody"),)),))
+    assert list(plans(config)) == []
+    guardrails = Guardrails(prompt=Guardrail(agents=("nobody",)))
+    assert list(plans(Config(routes=(Route("r", "u", guardrails=guardrails),)))) == []
 
 
 def test_names_are_unique_in_their_table_only():
@@ -235,6 +269,186 @@ def test_an_observers_failure_means_nothing():
     filters = 'filters = [{ agent = "waf", mode = "observe", failure_mode = "closed" }]\n'
     problems, _ = told(UPSTREAM + agent("waf") + ROUTE + filters)
     assert problems == ["routes[all].filters[0].failure_mode: has no effect on an observer; leave it out"]
+
+
+# --- bodies, WebSocket, guardrails ----------------------------------------------------------------
+
+SEES = 'events = ["request_headers", "{}"]'
+NO_WEBSOCKET = "websocket = { enabled = false }\n"
+
+
+@pytest.mark.parametrize(("protocol", "most"), [("zmq-v2", 15 * 1024 * 1024), ("zmq-v1", 15 * 1024 * 1024 // 4 * 3)])
+@pytest.mark.parametrize("side", ["request", "response"])
+def test_a_buffered_body_fits_into_a_message(protocol, most, side):
+    def with_limit(limit, mode):
+        lines = [SEES.format(f"{side}_body_chunk"), f"max_{side}_body_bytes = {limit}"]
+        if protocol == "zmq-v1":
+            lines.append('endpoint = "ipc:///a"')
+        route = chain("waf") + NO_WEBSOCKET + f'{side}_body = "{mode}"\n'
+        return told(UPSTREAM + agent("waf", *lines, protocol=protocol) + route)
+
+    assert with_limit(most, "buffer") == ([], [])
+    assert with_limit(most + 1, "stream") == ([], [])
+    problems, _ = with_limit(most + 1, "buffer")
+    assert problems == [
+        f'routes[all].{side}_body: a message to agent "waf" holds {most} bytes, and its max_{side}_body_bytes is more; '
+        f'`{side}_body = "stream"`, or a lower max_{side}_body_bytes'
+    ]
+
+
+def test_a_limit_for_bodies_that_an_agent_is_not_shown_matters_to_nobody():
+    lines = ('events = ["request_headers"]', "max_request_body_bytes = 1000000000")
+    assert told(UPSTREAM + agent("waf", *lines) + chain("waf")) == ([], [])
+
+
+def test_decoding_for_nobody_is_a_warning():
+    text = "routes[all].decode_bodies: no agent that decides on this route sees bodies"
+    decode = "decode_bodies = true\n"
+    observer = ROUTE + 'filters = [{ agent = "waf", mode = "observe" }]\n'
+    for route in (chain("waf"), observer):
+        _, warnings = told(UPSTREAM + agent("waf", 'events = ["request_headers"]') + route + decode)
+        assert warnings == [text]
+    assert told(UPSTREAM + agent("waf") + observer + decode)[1] == [text]
+    for events in ("request_body_chunk", "response_body_chunk"):
+        lines = SEES.format(events)
+        assert told(UPSTREAM + agent("waf", lines) + chain("waf") + NO_WEBSOCKET + decode) == ([], [])
+    assert told(UPSTREAM + agent("waf") + chain("waf") + decode) == ([], [])
+
+
+def test_bodies_that_are_looked_at_beside_a_websocket_that_is_not_is_a_warning():
+    sees = SEES.format("request_body_chunk")
+    _, warnings = told(UPSTREAM + agent("waf", sees) + chain("waf"))
+    assert warnings == [
+        "routes[all].websocket: agents see the bodies of this route, but none of them its WebSocket messages, which "
+        "pass; `websocket = { enabled = false }`, or an agent with the event websocket_frame"
+    ]
+    frames = agent("ws", 'events = ["websocket_frame"]', 'allow_users = ["root"]')
+    for agents, route in (
+        (agent("waf", sees), chain("waf") + NO_WEBSOCKET),
+        (agent("waf", sees) + frames, chain("waf", "ws")),
+        (agent("waf"), chain("waf")),
+        (agent("waf", 'events = ["request_headers"]'), chain("waf")),
+    ):
+        assert told(UPSTREAM + agents + route) == ([], [])
+    observed = ROUTE + 'filters = [{ agent = "waf" }, { agent = "ws", mode = "observe" }]\n'
+    assert len(told(UPSTREAM + agent("waf", sees) + frames + observed)[1]) == 1
+
+
+def test_guardrails_beside_a_websocket_that_nobody_looks_at_is_a_warning():
+    guard = agent("guard", 'events = ["guardrail_inspect"]', 'allow_users = ["root"]')
+    inspect = 'guardrails = { prompt = { agents = ["guard"] } }\n'
+    _, warnings = told(UPSTREAM + guard + ROUTE + inspect)
+    assert warnings == [
+        "routes[all].websocket: guardrails inspect what is sent by HTTP, and not a WebSocket's messages, which pass; "
+        "`websocket = { enabled = false }`"
+    ]
+    assert told(UPSTREAM + guard + ROUTE + NO_WEBSOCKET + inspect) == ([], [])
+    frames = agent("ws", 'events = ["websocket_frame"]')
+    assert told(UPSTREAM + guard + frames + chain("ws") + inspect) == ([], [])
+
+
+def test_a_websocket_message_fits_into_one_to_an_agent():
+    limit = f"websocket = {{ max_message_bytes = {15 * 1024 * 1024 + 1} }}\n"
+    problems, _ = told(UPSTREAM + agent("waf") + chain("waf") + limit)
+    assert problems == ['routes[all].websocket.max_message_bytes: a message to agent "waf" holds 15728640 bytes']
+    assert told(UPSTREAM + agent("waf", 'events = ["request_headers"]') + chain("waf") + limit) == ([], [])
+
+
+def test_a_filter_that_asks_about_nothing_is_a_warning():
+    guard = agent("guard", 'events = ["guardrail_inspect"]')
+    inspect = 'guardrails = { prompt = { agents = ["guard"] } }\n'
+    _, warnings = told(UPSTREAM + guard + chain("guard") + NO_WEBSOCKET + inspect)
+    assert len(warnings) == 1
+    assert warnings[0].startswith('routes[all].filters[0].agent: agent "guard" is asked about guardrails alone')
+    assert told(UPSTREAM + guard + ROUTE + NO_WEBSOCKET + inspect) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("guardrails", "problem"),
+    [
+        ("{}", "guardrails: needs `prompt` or `completion`"),
+        ('{ prompt = { agents = ["nobody"] } }', 'guardrails.prompt.agents[0]: there is no agent "nobody"; '),
+        ('{ prompt = { agents = ["gaurd"] } }', 'did you mean "guard"?'),
+        ('{ prompt = { agents = ["guard", "guard"] } }', 'guardrails.prompt.agents[1]: "guard" is there twice'),
+        ("{ completion = { agents = [] } }", "guardrails.completion.agents: expected array of strings, at least 1"),
+        ("{ completion = {} }", "guardrails.completion.agents: is missing"),
+        ('{ prompt = { agents = ["guard"], inspect = [] } }', "guardrails.prompt.inspect: expected array of "),
+        (
+            '{ prompt = { agents = ["guard"], inspect = ["pii_detection", "pii_detection"] } }',
+            'guardrails.prompt.inspect[1]: "pii_detection" is there twice',
+        ),
+        (
+            '{ prompt = { agents = ["guard", "waf"] } }',
+            'guardrails.prompt.agents[1]: agent "waf" does not list the event guardrail_inspect',
+        ),
+        (
+            '{ prompt = { agents = ["guard"], action = "redcat" } }',
+            'expected "block", "redact", "log" or "ignore", got "redcat"; did you mean "redact"?',
+        ),
+        (
+            '{ prompt = { agents = ["guard"], categories = { email = "lgo" } } }',
+            'guardrails.prompt.categories.email: expected "block", "redact", "log" or "ignore", got "lgo"; '
+            'did you mean "log"?',
+        ),
+        (
+            '{ prompt = { agents = ["guard"], categories = { email = 1 } } }',
+            "guardrails.prompt.categories.email: expected",
+        ),
+        (
+            '{ prompt = { agents = ["guard"], categories = ["email"] } }',
+            'guardrails.prompt.categories: expected table of "block", "redact", "log" or "ignore", got an array',
+        ),
+        (
+            '{ prompt = { agents = ["guard"], categories = { "a\\u0007" = "log" } } }',
+            "control characters are not allowed",
+        ),
+        ('{ prompt = { agents = ["guard"] }, max_text_bytes = 2097153 }', "integer from 1024 to 2097152"),
+        ('{ prompt = { agents = ["guard"] }, window = 1 }', "guardrails.window: unknown key"),
+    ],
+)
+def test_guardrails_inspect_something_and_know_their_agents(guardrails, problem):
+    agents = agent("guard", 'allow_users = ["root"]') + agent("waf", 'events = ["request_headers"]')
+    problems, _ = told(UPSTREAM + agents + chain("waf") + f"guardrails = {guardrails}\n")
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
+def test_guardrails_as_they_should_be():
+    guardrails = (
+        "guardrails = { prompt = { agents = ['guard'], min_severity = 'high', categories = { email = 'log', "
+        "'a b' = 'redact' } }, completion = { agents = ['guard'], inspect = ['pii_detection'] } }\n"
+    )
+    text = UPSTREAM + agent("guard") + ROUTE + NO_WEBSOCKET + guardrails
+    assert told(text) == ([], [])
+    Path("w.toml").write_text(text)
+    loaded = load("w.toml", {})
+    made = loaded.config.routes[0].guardrails
+    assert made.prompt.categories == {"email": "log", "a b": "redact"}
+    assert made.completion.categories == {}
+    assert loaded.origins["routes[all].guardrails.prompt.categories"] == "w.toml:11"
+    Path("again.toml").write_text(write(loaded.config))
+    assert load("again.toml", {}).digest == loaded.digest
+
+
+def test_no_more_inspect_a_text_than_a_mask_has_bits():
+    names = tuple(f"a{i}" for i in range(d.FILTERS_PER_ROUTE + 1))
+    agents = tuple(Agent(name, "zmq-v2") for name in names)
+    route = Route("r", "u", guardrails=Guardrails(prompt=Guardrail(agents=names)))
+    found = findings(Config(agents=agents, routes=(route,)), lambda _: None)
+    paths = [finding.paths[0] for finding in found if finding.text == "there are 65, at most 64 are possible"]
+    assert paths == [("routes", 0, "guardrails", "prompt", "agents")]
+
+
+def test_fallback_upstreams_are_others_that_exist():
+    spare = UPSTREAM + UPSTREAM.replace("app", "spare")
+    assert told(spare + ROUTE + 'fallback_upstreams = ["spare"]\n') == ([], [])
+    for names, problem in (
+        ('["spar"]', '[0]: there is no upstream "spar"; did you mean "spare"?'),
+        ('["spare", "spare"]', '[1]: "spare" is there twice'),
+        ('["spare", "app"]', '[1]: "app" is the upstream that it stands in for'),
+    ):
+        problems, _ = told(spare + ROUTE + f"fallback_upstreams = {names}\n")
+        assert problems == [f"routes[all].fallback_upstreams{problem}"]
 
 
 def routes(*matches):

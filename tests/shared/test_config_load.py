@@ -49,13 +49,22 @@ def test_the_example_is_accepted_and_says_what_it_says():
     loaded = load(str(EXAMPLE), {})
     config = loaded.config
     assert config.server.workers == 2
-    assert [agent.name for agent in config.agents] == ["waf", "tracer"]
+    assert [agent.name for agent in config.agents] == ["waf", "tracer", "guardrail"]
     assert config.agents[0].config == {"paranoia": 1}
     assert config.routes[0].match.methods == ("GET", "POST")
     assert config.routes[0].filters[1].mode == "observe"
-    assert [(plan.route, plan.kind.wire_name) for plan in compile_plans(config)] == [
-        ("api", "request_headers"),
-        ("default", "request_headers"),
+    assert config.routes[0].guardrails.completion.action == "redact"
+    assert [(plan.route, plan.kind.wire_name, plan.part) for plan in compile_plans(config)] == [
+        ("api", "request_headers", ""),
+        ("api", "request_body_chunk", ""),
+        ("api", "websocket_frame", ""),
+        ("api", "guardrail_inspect", "prompt"),
+        ("api", "guardrail_inspect", "completion"),
+        ("api", "request_complete", ""),
+        ("default", "request_headers", ""),
+        ("default", "request_body_chunk", ""),
+        ("default", "websocket_frame", ""),
+        ("default", "request_complete", ""),
     ]
     assert loaded.files == [str(EXAMPLE)]
     # A user that may not exist on this machine is no reason to refuse.
@@ -149,7 +158,7 @@ name = "waf"
 protocol = "zmqv2"
 timeout_ms = 0
 events = ["request_headers",
-  "request_body_chunk"]
+  "request_body_chnk"]
 circuit_breaker = { failure_treshold = 5 }
 
 [[routes]]
@@ -159,7 +168,7 @@ filters = [
   { agent = "wav" },
   { agent = "waf", mode = "obsrve" },
 ]
-decode_bodies = true
+decode_bodys = true
 
 [tracing]
 sample_ratio = 0.1
@@ -177,14 +186,15 @@ sample_ratio = 0.1
         'use "round_robin"',
         'w.toml:15: agents[waf].protocol: expected "zmq-v2" or "zmq-v1", got "zmqv2"; did you mean "zmq-v2"?',
         "w.toml:16: agents[waf].timeout_ms: expected integer from 1 to 600000, got 0",
-        'w.toml:18: agents[waf].events[1]: "request_body_chunk" is not supported yet (request bodies for agents); '
-        'use "request_headers" or "response_headers"',
+        'w.toml:18: agents[waf].events[1]: expected "request_headers", "request_body_chunk", "response_headers", '
+        '"response_body_chunk", "websocket_frame", "guardrail_inspect" or "request_complete", got "request_body_chnk"; '
+        'did you mean "request_body_chunk"?',
         "w.toml:19: agents[waf].circuit_breaker.failure_treshold: unknown key; did you mean `failure_threshold`?",
         'w.toml:23: routes[all].upstream: there is no upstream "ap"; did you mean "app"?',
         'w.toml:25: routes[all].filters[0].agent: there is no agent "wav"; did you mean "waf"?',
         'w.toml:26: routes[all].filters[1].mode: expected "enforce" or "observe", got "obsrve"; '
         'did you mean "observe"?',
-        "w.toml:28: routes[all].decode_bodies: is not supported yet (decoding of bodies for agents); leave it out",
+        "w.toml:28: routes[all].decode_bodys: unknown key; did you mean `decode_bodies`?",
         "w.toml:30: tracing: is not supported yet (tracing); leave it out",
     ]
 
@@ -289,11 +299,6 @@ def test_an_agents_config_must_fit_into_json(folder):
 LATER_KEYS = {
     "server.tls": '[server]\ntls = { cert_file = "a" }',
     "upstreams[].health_check": '[[upstreams]]\nhealth_check = { path = "/" }',
-    "routes[].request_body": '[[routes]]\nrequest_body = "buffer"',
-    "routes[].response_body": '[[routes]]\nresponse_body = "stream"',
-    "routes[].decode_bodies": "[[routes]]\ndecode_bodies = true",
-    "routes[].websocket": "[[routes]]\nwebsocket = { max_message_bytes = 1 }",
-    "routes[].guardrails": "[[routes]]\nguardrails = {}",
     "routes[].agents_may_choose": '[[routes]]\nagents_may_choose = ["a"]',
     "audit.retention_days": "[audit]\nretention_days = 1",
     "tracing": "[tracing]",
@@ -301,7 +306,6 @@ LATER_KEYS = {
 LATER_VALUES = {
     "upstreams[].balance": '[[upstreams]]\nbalance = "{}"',
     "agents[].protocol": '[[agents]]\nprotocol = "{}"',
-    "agents[].events[]": '[[agents]]\nevents = ["{}"]',
     "audit.sinks[]": '[audit]\nsinks = ["{}"]',
     "audit.when_full": '[audit]\nwhen_full = "{}"',
 }

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config.load import load
-from shared.config.schema import Agent, Config, Filter, Match, Route, Target, Upstream, UpstreamTls
+from shared.config.schema import Agent, Config, Target, Upstream, UpstreamTls
+from shared.config.schema_routes import Filter, Match, Route
 from shared.config.write import rows, toml_key, toml_value, write
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "wardgate.example.toml"

@@ -10,9 +10,13 @@ from shared.decision import (
     ALLOW,
     PROTECTED,
     Answer,
+    ChunkAction,
+    ChunkVerdict,
     Decision,
     FailureMode,
+    Finding,
     HeaderOp,
+    Inspection,
     OpAction,
     Outcome,
     Verb,
@@ -144,6 +148,113 @@ class TestMerge:
                 if mode == "closed":
                     strengths.append(Verb.FAIL)
         assert merged(*answers, modes=[mode for _, mode in chain]).verb is max(strengths)
+
+
+CHUNK = EventKind.REQUEST_BODY_CHUNK
+DROP = Decision(chunk=ChunkVerdict(ChunkAction.DROP, 0))
+HOLD = Decision(chunk=ChunkVerdict(hold=1))
+SKIP = Decision(chunk=ChunkVerdict(skip=1))
+
+
+def replace(body: bytes, skip: int = 0) -> Decision:
+    return Decision(body=body, chunk=ChunkVerdict(ChunkAction.REPLACE, 0, 0, skip))
+
+
+def of_chunk(*said: Decision | Outcome | None, modes: list[FailureMode] | None = None) -> Decision:
+    """What the agents a, b, c ... say of one chunk, each as if it were alone."""
+    answers = [
+        None if one is None else Answer(one) if isinstance(one, Outcome) else Answer(Outcome.DECISION, one)
+        for one in said
+    ]
+    names = [chr(ord("a") + i) for i in range(len(said))]
+    return merge(answers, modes or ["closed"] * len(said), names, CHUNK)
+
+
+class TestMergeOfChunks:
+    def test_all_let_it_pass(self) -> None:
+        """The shared allow itself."""
+        assert of_chunk(ALLOW, ALLOW, None) is ALLOW
+
+    def test_masks_name_agents_by_their_place(self) -> None:
+        """Holding and skipping add up."""
+        assert of_chunk(ALLOW, HOLD, SKIP, None, HOLD).chunk == ChunkVerdict(hold=0b10010, skip=0b00100)
+        last = of_chunk(*[None] * 63, HOLD).chunk
+        assert last is not None
+        assert last.hold == 1 << 63
+
+    def test_the_editor_is_named_by_its_place(self) -> None:
+        """With its replacement; the others' masks beside it."""
+        decision = of_chunk(SKIP, HOLD, replace(b"new", skip=1), ALLOW)
+        assert decision == Decision(body=b"new", chunk=ChunkVerdict(ChunkAction.REPLACE, 2, 0b010, 0b101))
+        assert of_chunk(ALLOW, DROP).chunk == ChunkVerdict(ChunkAction.DROP, 1)
+
+    @pytest.mark.parametrize("second", [DROP, replace(b"second", skip=1)])
+    @pytest.mark.parametrize("first", [DROP, replace(b"first")])
+    def test_a_second_edit_of_a_closed_agent_refuses(self, first: Decision, second: Decision) -> None:
+        """It is that agent's Malformed, and nobody may pass where a closed one failed."""
+        decision = of_chunk(first, ALLOW, second)
+        assert (decision.verb, decision.status, decision.agent) == (Verb.FAIL, 503, "c")
+        assert (decision.reason, decision.chunk) == ("malformed", None)
+
+    def test_a_second_edit_of_an_open_agent_is_left_out(self) -> None:
+        """With all that it said: its operations and its masks too."""
+        second = Decision(body=b"second", request_ops=(OP,), chunk=ChunkVerdict(ChunkAction.REPLACE, 0, 0, 1))
+        decision = of_chunk(replace(b"first"), second, SKIP, modes=["closed", "open", "closed"])
+        assert decision == Decision(body=b"first", chunk=ChunkVerdict(ChunkAction.REPLACE, 0, 0, 0b100))
+
+    def test_refusals_outweigh_a_second_edit(self) -> None:
+        """In whatever order they stand."""
+        block = Decision(Verb.BLOCK, 403, agent="x", reason="block")
+        for said_all in permutations((DROP, DROP, block)):
+            assert of_chunk(*said_all) == block
+
+    def test_a_failure_outweighs_edits(self) -> None:
+        """And an open one does not count."""
+        assert of_chunk(DROP, Outcome.TIMEOUT).status == 504
+        assert of_chunk(DROP, Outcome.TIMEOUT, modes=["closed", "open"]).chunk == ChunkVerdict(ChunkAction.DROP, 0)
+
+    def test_operations_beside_a_chunk(self) -> None:
+        """Joined as elsewhere."""
+        decision = of_chunk(Decision(request_ops=(OP,)), DROP, Decision(response_ops=(OP,)))
+        assert (decision.request_ops, decision.response_ops) == ((OP,), (OP,))
+        assert decision.chunk == ChunkVerdict(ChunkAction.DROP, 1)
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from([ALLOW, DROP, HOLD, SKIP, replace(b"x"), Outcome.TIMEOUT, None]),
+                st.sampled_from(["open", "closed"]),
+            ),
+            max_size=6,
+        )
+    )
+    def test_any_chain(self, chain: "list[tuple[Decision | Outcome | None, FailureMode]]") -> None:
+        """Passing means: no closed one failed, at most one edited, and the masks are those who said so."""
+        decision = of_chunk(*[what for what, _ in chain], modes=[mode for _, mode in chain])
+        edits = [
+            i
+            for i, (what, _) in enumerate(chain)
+            if isinstance(what, Decision) and what.chunk and what.chunk.editor == 0
+        ]
+        failed = any(what is Outcome.TIMEOUT and mode == "closed" for what, mode in chain)
+        if failed or any(chain[i][1] == "closed" for i in edits[1:]):
+            assert decision.verb is Verb.FAIL
+            return
+        assert decision.verb is Verb.ALLOW
+        chunk = decision.chunk or ChunkVerdict()
+        assert chunk.editor == (edits[0] if edits else -1)
+        assert chunk.hold == sum(1 << i for i, (what, _) in enumerate(chain) if what is HOLD)
+        assert chunk.skip == sum(1 << i for i, (what, _) in enumerate(chain) if what is SKIP)
+
+
+def test_findings_are_joined_in_chain_order() -> None:
+    """Everybody's, who answered; a refusal stands alone."""
+    found = [Inspection(name, True, 0.5, (Finding("email", 2),)) for name in "ab"]
+    answers = [Answer(Outcome.DECISION, Decision(inspections=(one,))) for one in found]
+    kind = EventKind.GUARDRAIL_INSPECT
+    assert merge(answers, ["closed"] * 2, ["a", "b"], kind).inspections == tuple(found)
+    failed = merge([*answers, Answer(Outcome.TIMEOUT)], ["closed"] * 3, ["a", "b", "c"], kind)
+    assert (failed.status, failed.inspections) == (504, ())
 
 
 class TestScreening:

@@ -1,10 +1,23 @@
 """The hop's records: they survive the wire, and bytes that are none are refused before they are believed."""
 
+from collections.abc import Callable
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Verb
+from shared.decision import (
+    ALLOW,
+    ChunkAction,
+    ChunkVerdict,
+    Decision,
+    Finding,
+    HeaderOp,
+    Inspection,
+    OpAction,
+    Verb,
+)
 from shared.defaults import HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
 from shared.errors import WireError
 from shared.events import EventKind
@@ -12,6 +25,7 @@ from shared.plan import Ask, Plan
 from shared.wire.envelope import (
     EVENT_FIELDS,
     FLAG_FINAL,
+    FLAG_LAST,
     NO_BODY,
     UNKNOWN_RECORD,
     CancelReason,
@@ -22,6 +36,7 @@ from shared.wire.envelope import (
     pack_audit,
     pack_cancel,
     pack_decision,
+    pack_decision_body,
     pack_end,
     pack_event_fields,
     pack_register,
@@ -29,13 +44,41 @@ from shared.wire.envelope import (
     records,
     unpack_cancel,
     unpack_decision,
+    unpack_decision_body,
     unpack_end,
     unpack_event,
     unpack_register,
     unpack_registered,
 )
 
-U64 = st.integers(0, 2**64 - 1)
+U16, U32, U64 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+OPS = st.lists(st.builds(HeaderOp, st.sampled_from(list(OpAction)), st.text(), st.text()), max_size=3).map(tuple)
+CHUNKS = st.builds(ChunkVerdict, st.sampled_from(list(ChunkAction)), st.integers(-1, 63), U64, U64)
+FINDINGS = st.builds(
+    Finding, st.text(), st.integers(0, 3), st.text(), st.floats(0, 1), st.integers(-1, 2**32), st.integers(-1, 2**32)
+)
+INSPECTIONS = st.builds(
+    Inspection,
+    st.text(),
+    st.booleans(),
+    st.floats(0, 1),
+    st.lists(FINDINGS, max_size=2).map(tuple),
+    st.none() | st.text(),
+)
+DECISIONS = st.builds(
+    Decision,
+    verb=st.sampled_from(list(Verb)),
+    status=st.integers(0, 4999),
+    headers=st.lists(st.tuples(st.text(), st.text()), max_size=3).map(tuple),
+    body=st.binary(max_size=50),
+    request_ops=OPS,
+    response_ops=OPS,
+    agent=st.text(),
+    reason=st.text(),
+    identity=st.text(),
+    chunk=st.none() | CHUNKS,
+    inspections=st.lists(INSPECTIONS, max_size=2).map(tuple),
+)
 PLAN = Plan(0, "r", EventKind.REQUEST_HEADERS, False, True, (Ask("waf", "closed", False, 200, True),))
 REGISTER = Register(42, 3, "digest", "ab12-", (PLAN,))
 
@@ -61,10 +104,29 @@ class TestRoundTrip:
         assert isinstance(found.event, memoryview)
         assert found.event.obj is record
 
-    @given(U64, st.sampled_from(list(CancelReason)))
-    def test_cancel_and_end(self, exchange: int, reason: CancelReason) -> None:
-        """Exchange and reason."""
-        assert unpack_cancel(only(pack_cancel(exchange, reason), RecordType.CANCEL)) == (exchange, reason)
+    @given(st.tuples(U64, U64, U64, U64), U16, st.integers(0, 255), st.integers(0, 3), U16, U32)
+    def test_event_with_a_body(
+        self, ids: tuple[int, int, int, int], plan: int, kind: int, flags: int, frame: int, index: int
+    ) -> None:
+        """Which frame its bytes are, which chunk they are, and whether it is the last."""
+        record = pack_event_fields(*ids, plan, kind, flags, 2, frame, index) + b"{}"
+        found = unpack_event(only(record, RecordType.EVENT))
+        is_final, is_last = bool(flags & FLAG_FINAL), bool(flags & FLAG_LAST)
+        assert found == EventRecord(*ids, plan, kind, is_final, frame, b"{}", index, is_last)
+
+    def test_the_layout_of_an_event(self) -> None:
+        """Byte for byte: it is spoken between daemons of different age."""
+        made = pack_event_fields(1, 2, 4, 8, 16, EventKind.REQUEST_BODY_CHUNK, FLAG_LAST, 2, 3, 5)
+        assert made.hex() == (
+            "2d000000" "02" "0100000000000000" "0200000000000000" "0400000000000000" "0800000000000000"
+            "1000" "02" "02" "0300" "05000000"
+        )  # fmt: skip
+
+    @given(U64, st.sampled_from(list(CancelReason)), st.booleans())
+    def test_cancel_and_end(self, exchange: int, reason: CancelReason, more_follows: bool) -> None:
+        """Exchange, reason, and whether its pins stay."""
+        record = pack_cancel(exchange, reason, more_follows=more_follows)
+        assert unpack_cancel(only(record, RecordType.CANCEL)) == (exchange, reason, more_follows)
         assert unpack_end(only(pack_end(exchange), RecordType.END)) == exchange
 
     def test_register_and_registered(self) -> None:
@@ -86,24 +148,23 @@ class TestRoundTrip:
         assert event == 7
         assert decision is ALLOW
 
-    @given(
-        U64,
-        st.builds(
-            Decision,
-            verb=st.sampled_from(list(Verb)),
-            status=st.integers(0, 599),
-            headers=st.lists(st.tuples(st.text(), st.text()), max_size=3).map(tuple),
-            body=st.binary(max_size=50),
-            request_ops=st.lists(
-                st.builds(HeaderOp, st.sampled_from(list(OpAction)), st.text(), st.text()), max_size=3
-            ).map(tuple),
-            response_ops=st.lists(st.builds(HeaderOp, st.sampled_from(list(OpAction)), st.text()), max_size=2).map(
-                tuple
-            ),
-            agent=st.text(),
-            reason=st.text(),
-        ),
-    )
+    @given(U64, DECISIONS, U16)
+    def test_a_decision_whose_body_is_a_frame(self, event: int, decision: Decision, frame: int) -> None:
+        """Its body is not in the record; the decision itself is left as it is."""
+        body = decision.body
+        record = pack_decision_body(event, decision, frame)
+        found, place, without = unpack_decision_body(only(record, RecordType.DECISION_BODY))
+        assert (found, place, without.body) == (event, frame, b"")
+        assert decision.body == body
+        assert msgspec.structs.replace(without, body=body) == decision
+
+    def test_the_same_decision_twice(self) -> None:
+        """Remembered by identity: one that is equal in all but its body is another."""
+        decisions = [Decision(body=bytes([i]), chunk=ChunkVerdict(ChunkAction.REPLACE, 0)) for i in (1, 2, 1)]
+        for decision in (*decisions, *decisions):
+            assert unpack_decision(only(pack_decision(7, decision), RecordType.DECISION)) == (7, decision)
+
+    @given(U64, DECISIONS)
     def test_decision(self, event: int, decision: Decision) -> None:
         """Whatever was decided arrives as it was decided."""
         assert unpack_decision(only(pack_decision(event, decision), RecordType.DECISION)) == (event, decision)
@@ -118,6 +179,17 @@ class TestRoundTrip:
             (RecordType.UNKNOWN, b""),
         ]
         assert list(records(b"")) == []
+
+
+UNPACKERS: dict[RecordType, Callable[[bytes], object]] = {
+    RecordType.REGISTER: unpack_register,
+    RecordType.REGISTERED: unpack_registered,
+    RecordType.EVENT: unpack_event,
+    RecordType.CANCEL: unpack_cancel,
+    RecordType.END: unpack_end,
+    RecordType.DECISION: unpack_decision,
+    RecordType.DECISION_BODY: unpack_decision_body,
+}
 
 
 class TestRefused:
@@ -155,13 +227,21 @@ class TestRefused:
             (unpack_event, bytes(EVENT_FIELDS - 2), "shorter than"),
             (unpack_cancel, bytes(8), "want 9"),
             (unpack_cancel, bytes(8) + b"\x09", "unknown reason 9"),
+            (unpack_cancel, bytes(8) + b"\x84", "unknown reason 132"),
             (unpack_end, bytes(7), "want 8"),
             (unpack_decision, bytes(7), "want at least 8"),
             (unpack_decision, bytes(8) + b"\xc1", "decision: "),
             (unpack_decision, bytes(8) + b"\x91\xcc\xc8", "decision: "),  # no such verb
+            (unpack_decision, bytes(8) + b"\x97\x00\x00\x90\xc4\x00\x90\x90\xa1\xff", "decision: "),  # no UTF-8
+            (unpack_decision, bytes(8) + b"\x91" * 5_000, "decision: "),
+            (unpack_decision_body, bytes(9), "want at least 10"),
+            (unpack_decision_body, bytes(10), "decision: "),
+            (unpack_decision_body, bytes(10) + b"\xc1", "decision: "),
             (unpack_register, b"\x01", "want 2 and JSON"),
             (unpack_register, WIRE_VERSION.to_bytes(2, "little") + b"{", "register: "),
             (unpack_register, WIRE_VERSION.to_bytes(2, "little") + b'{"pid":1}', "register: .*missing"),
+            (unpack_register, WIRE_VERSION.to_bytes(2, "little") + b'{"config_digest":"\xff"}', "register: "),
+            (unpack_register, WIRE_VERSION.to_bytes(2, "little") + b"[" * 5_000, "register: "),
             (unpack_registered, WIRE_VERSION.to_bytes(2, "little") + b"[]", "registered: "),
         ],
     )
@@ -179,18 +259,11 @@ class TestRefused:
     @given(st.binary(max_size=300))
     def test_any_bytes(self, message: bytes) -> None:
         """Nothing but WireError, whatever comes; what comes out adds up to what went in."""
-        unpackers = {
-            RecordType.EVENT: unpack_event,
-            RecordType.CANCEL: unpack_cancel,
-            RecordType.END: unpack_end,
-            RecordType.REGISTER: unpack_register,
-            RecordType.DECISION: unpack_decision,
-        }
         total = 0
         try:
             for kind, rest in records(message):
                 total += 5 + len(rest)
-                unpack = unpackers.get(kind)  # type: ignore[call-overload]
+                unpack = UNPACKERS.get(kind)  # type: ignore[call-overload]
                 if unpack is not None:
                     try:
                         unpack(rest)
@@ -200,6 +273,36 @@ class TestRefused:
             assert total < len(message)
         else:
             assert total == len(message)
+
+    @given(
+        st.sampled_from(sorted(UNPACKERS)),
+        st.binary(max_size=40),
+        st.lists(st.tuples(st.integers(0, 500), st.integers(0, 255)), max_size=4),
+        st.integers(0, 500),
+        DECISIONS,
+    )
+    def test_any_damage(
+        self, kind: RecordType, noise: bytes, flips: list[tuple[int, int]], keep: int, decision: Decision
+    ) -> None:
+        """Good records with some bytes changed, cut short or followed by others: read, or WireError."""
+        rests = {
+            RecordType.REGISTER: pack_register(REGISTER),
+            RecordType.REGISTERED: pack_registered(Registered("n0", "d0")),
+            RecordType.EVENT: pack_event_fields(1, 2, 3, 4, 5, 6, 3, 2, 7, 8) + b"{}",
+            RecordType.CANCEL: pack_cancel(1, CancelReason.DECIDED, more_follows=True),
+            RecordType.END: pack_end(1),
+            RecordType.DECISION: pack_decision(1, decision),
+            RecordType.DECISION_BODY: pack_decision_body(1, decision, 2),
+        }
+        rest = bytearray(rests[kind][5:] + noise)
+        for place, value in flips:
+            if place < len(rest):
+                rest[place] = value
+        for length in (len(rest), keep):
+            try:
+                UNPACKERS[kind](bytes(rest[:length]))
+            except WireError:
+                pass
 
 
 def test_words_of_cancel() -> None:
@@ -215,7 +318,9 @@ def test_numbers_are_for_ever() -> None:
         "CANCEL": 3,
         "END": 4,
         "AUDIT": 5,
+        "TOKENS": 6,
         "REGISTERED": 129,
         "UNKNOWN": 130,
         "DECISION": 131,
+        "DECISION_BODY": 132,
     }

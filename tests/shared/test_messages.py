@@ -1,29 +1,29 @@
-"""Events as agents read them, verdicts as agents write them: true fields out, nothing dangerous in."""
+"""Events as agents read them: every documented field, true, and always JSON."""
 
 import json
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.decision import ALLOW, HeaderOp, OpAction, Verb
-from shared.wire import messages
 from shared.wire.messages import (
-    Screened,
+    Completion,
     connection_metadata,
-    decode_verdict,
+    guardrail_inspect_event,
     headers_json,
     lasting_metadata,
     metadata,
+    request_body_chunk_event,
+    request_complete_event,
     request_headers_event,
     request_headers_rest,
+    response_body_chunk_event,
     response_headers_event,
     route_metadata,
-    screen,
     target_json,
     text,
     timestamp,
+    websocket_frame_event,
 )
 
 META = metadata(
@@ -35,11 +35,6 @@ META = metadata(
     b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     1_700_000_000.25,
 )
-
-
-def screened(verdict: object, *, may_set_host: bool = False, body: bytes | None = None) -> Screened:
-    """As a transport does it."""
-    return screen(decode_verdict(json.dumps(verdict).encode()), "waf", may_set_host, body)
 
 
 class TestEvents:
@@ -128,217 +123,95 @@ class TestEvents:
         assert timestamp(0.0015) == b"1970-01-01T00:00:00.001Z"
 
 
-class TestAllow:
-    def test_plain(self) -> None:
-        """The shared decision, without anything to audit."""
-        for verdict in ({"decision": "allow"}, {"decision": "allow", "request_headers": [], "later": {"x": 1}}):
-            answer = screened(verdict)
-            assert answer.decision is ALLOW
-            assert (answer.audit, answer.refused_ops) == (None, ())
-
-    def test_operations_in_order(self) -> None:
-        """Set, add, remove, for the request and for the response."""
-        answer = screened(
-            {
-                "decision": "allow",
-                "request_headers": [
-                    {"set": {"name": "X-A", "value": "1"}},
-                    {"add": {"name": "x-a", "value": "2"}},
-                    {"remove": {"name": "Cookie"}},
-                ],
-                "response_headers": [{"set": {"name": "x-b", "value": "3"}}],
-            }
-        )
-        assert answer.decision is not None
-        assert answer.decision.request_ops == (
-            HeaderOp(OpAction.SET, "x-a", "1"),
-            HeaderOp(OpAction.ADD, "x-a", "2"),
-            HeaderOp(OpAction.REMOVE, "cookie"),
-        )
-        assert answer.decision.response_ops == (HeaderOp(OpAction.SET, "x-b", "3"),)
-
-    def test_refused_operations_are_named_and_the_rest_applied(self) -> None:
-        """Framing, control characters, Host: not applied, not silently."""
-        answer = screened(
-            {
-                "decision": "allow",
-                "request_headers": [
-                    {"set": {"name": "Content-Length", "value": "0"}},
-                    {"set": {"name": "x-a", "value": "1\r\nx-b: 2"}},
-                    {"set": {"name": "Host", "value": "b"}},
-                    {"set": {"name": "x-c", "value": "ok"}},
-                ],
-                "response_headers": [{"remove": {"name": "transfer-encoding"}}],
-            }
-        )
-        assert answer.refused_ops == ("Content-Length", "x-a", "Host", "transfer-encoding")
-        assert answer.decision is not None
-        assert answer.decision.request_ops == (HeaderOp(OpAction.SET, "x-c", "ok"),)
-        assert answer.decision.response_ops == ()
-
-    def test_only_refused_operations(self) -> None:
-        """Nothing is left of it but the note."""
-        answer = screened({"decision": "allow", "request_headers": [{"remove": {"name": "te"}}]})
-        assert answer.decision is ALLOW
-        assert answer.refused_ops == ("te",)
-
-    def test_host_where_it_is_permitted(self) -> None:
-        """For the request alone."""
-        ops = [{"set": {"name": "host", "value": "b"}}]
-        answer = screened({"decision": "allow", "request_headers": ops, "response_headers": ops}, may_set_host=True)
-        assert answer.decision is not None
-        assert answer.decision.request_ops == (HeaderOp(OpAction.SET, "host", "b"),)
-        assert answer.refused_ops == ("host",)
-
-    def test_audit_of_its_own(self) -> None:
-        """Kept beside a decision that stays the plain allow."""
-        answer = screened({"decision": "allow", "audit": {"tags": ["a"]}})
-        assert answer.decision is ALLOW
-        assert answer.audit == {"tags": ["a"]}
-
-
-class TestRefusals:
-    def test_block(self) -> None:
-        """Status, body, headers as one value or several; framing headers are left out and named."""
-        wish = {
-            "status": 403,
-            "body": "no",
-            "headers": {
-                "X-By": "waf",
-                "Set-Cookie": ["a=1", "b=2"],
-                "Content-Length": "99",
-                "content-type": "text/html",
-            },
-        }
-        answer = screened({"decision": {"block": wish}, "request_headers": [{"set": {"name": "x", "value": "1"}}]})
-        decision = answer.decision
-        assert decision is not None
-        assert (decision.verb, decision.status, decision.body, decision.agent) == (Verb.BLOCK, 403, b"no", "waf")
-        assert decision.headers == (
-            ("x-by", "waf"),
-            ("set-cookie", "a=1"),
-            ("set-cookie", "b=2"),
-            ("content-type", "text/html"),
-        )
-        assert decision.request_ops == ()
-        assert answer.refused_ops == ("Content-Length",)
-
-    def test_block_with_a_body_frame(self) -> None:
-        """The frame is the body."""
-        answer = screened({"decision": {"block": {"status": 451, "body": "text"}}}, body=b"\x00frame")
-        assert answer.decision is not None
-        assert answer.decision.body == b"\x00frame"
-
-    def test_redirect_and_challenge(self) -> None:
-        """Response operations are kept for whatever response the client gets."""
-        ops = {"response_headers": [{"add": {"name": "x-r", "value": "1"}}]}
-        redirect = screened({"decision": {"redirect": {"url": "/login"}}, **ops}).decision
-        challenge = screened({"decision": {"challenge": {"challenge_type": "basic"}}, **ops}).decision
-        assert redirect is not None
-        assert challenge is not None
-        assert (redirect.verb, redirect.status) == (Verb.REDIRECT, 302)
-        assert (challenge.verb, challenge.status) == (Verb.CHALLENGE, 401)
-        assert redirect.response_ops == challenge.response_ops == (HeaderOp(OpAction.ADD, "x-r", "1"),)
-
-
-MALFORMED = {
-    "nothing": {},
-    "needs_more alone": {"needs_more": True},
-    "unknown decision": {"decision": {"shrug": {}}},
-    "two decisions": {"decision": {"block": {"status": 403}, "redirect": {"url": "/"}}},
-    "control character in a redirect": {"decision": {"redirect": {"url": "/\r\nset-cookie: a"}}},
-    "tab in a redirect": {"decision": {"redirect": {"url": "/\tx"}}},
-    "empty redirect": {"decision": {"redirect": {"url": ""}}},
-    "control character in a block header": {"decision": {"block": {"status": 403, "headers": {"x": "a\nb"}}}},
-    "a block header that is no name": {"decision": {"block": {"status": 403, "headers": {"x y": "a"}}}},
-    "empty challenge": {"decision": {"challenge": {"challenge_type": ""}}},
-    "control character in a challenge": {"decision": {"challenge": {"challenge_type": "a\r\nb"}}},
-    "control character in a parameter": {"decision": {"challenge": {"challenge_type": "basic", "params": {"r": "\n"}}}},
-    "a parameter that is no token": {"decision": {"challenge": {"challenge_type": "basic", "params": {"a b": "1"}}}},
-    "an empty operation": {"decision": "allow", "request_headers": [{}]},
-    "two operations in one": {
-        "decision": "allow",
-        "response_headers": [{"set": {"name": "a", "value": "1"}, "add": {"name": "a", "value": "2"}}],
-    },
-    "a bad operation beside a refusal": {"decision": {"block": {"status": 403}}, "response_headers": [{}]},
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_malformed(name: str) -> None:
-    """Right in shape, wrong in sense: never an allow, and it says why."""
-    answer = screened(MALFORMED[name])
-    assert answer.decision is None
-    assert answer.malformed
-    assert not answer.error
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"[]",
-        b"null",
-        b'"allow"',
-        b'{"decision":"deny"}',
-        b'{"decision":"Allow"}',
-        b'{"decision":true}',
-        b'{"decision":{"block":{}}}',
-        b'{"decision":{"block":{"status":199}}}',
-        b'{"decision":{"block":{"status":600}}}',
-        b'{"decision":{"block":{"status":"403"}}}',
-        b'{"decision":{"block":{"status":403,"headers":{"a":1}}}}',
-        b'{"decision":{"redirect":{"url":"/","status":200}}}',
-        b'{"decision":{"redirect":{}}}',
-        b'{"decision":"allow","request_headers":{}}',
-        b'{"decision":"allow","request_headers":[{"set":{"value":"1"}}]}',
-        b'{"decision":"allow","request_headers":[{"set":{"name":"a","value":1}}]}',
-        b'{"decision":"allow","request_headers":[{"set":{"name":"\\ud800"}}]}',
-        b'{"decision":"allow","audit":[]}',
-        b'{"decision":"allow"} x',
-        b'{"error":"text"}',
-        b'{"decision":"allow",',
-        b"\xff",
-    ],
-)
-def test_wrong_shape(raw: bytes) -> None:
-    """Does not decode at all; the transport calls it malformed."""
-    with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
-        decode_verdict(raw)
-
-
-def test_error_is_never_allow() -> None:
-    """Also beside a decision: the agent could not decide."""
-    answer = screened({"error": {"code": "db", "message": "down"}, "decision": "allow", "audit": {"a": 1}})
-    assert answer.decision is None
-    assert (answer.error, answer.malformed, answer.audit) == ("db: down", "", {"a": 1})
-    assert len(screened({"error": {"message": "x" * 9999}}).error) <= 500
-    assert screened({"error": {}}).error
-
-
-def test_the_plain_allow_is_made_once() -> None:
-    """Most answers are one and the same object."""
-    assert screened({"decision": "allow"}) is messages.SCREENED_ALLOW
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-            st.sampled_from(["decision", "block", "redirect", "challenge", "status", "url", "headers", "body", "error",
-                             "request_headers", "response_headers", "set", "add", "remove", "name", "value", "params"]),
-            inner, max_size=4,
-        ),
-        max_leaves=12,
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("build", "kind", "size"),
+        [
+            (request_body_chunk_event, "request_body_chunk", "bytes_received"),
+            (response_body_chunk_event, "response_body_chunk", "bytes_sent"),
+        ],
     )
-)  # fmt: skip
-def test_any_verdict(verdict: object) -> None:
-    """Whatever an agent says is a decision, an error, malformed, or does not decode; refusals are whole."""
-    try:
-        answer = screened(verdict)
-    except msgspec.MsgspecError:
-        return
-    assert (answer.decision is not None) + bool(answer.error) + bool(answer.malformed) == 1
-    if answer.decision is not None and answer.decision.verb is not Verb.ALLOW:
-        assert 200 <= answer.decision.status <= 599
-        assert answer.decision.request_ops == ()
+    def test_a_chunk(self, build: object, kind: str, size: str) -> None:
+        """Its place, its end, and the sum so far; the whole size only where it was told."""
+        made = build(b"ab12-7", 3, False, 900, 400)  # type: ignore[operator]
+        assert made.startswith(b'{"event_type":"%b",' % kind.encode())
+        assert json.loads(made) == {
+            "event_type": kind,
+            "correlation_id": "ab12-7",
+            "chunk_index": 3,
+            "is_last": False,
+            "total_size": 900,
+            size: 400,
+        }
+        last = json.loads(build(b"ab12-7", 0, True, -1, 0))  # type: ignore[operator]
+        assert last == {
+            "event_type": kind,
+            "correlation_id": "ab12-7",
+            "chunk_index": 0,
+            "is_last": True,
+            size: 0,
+        }
+        assert json.loads(build(b"c", 0, True, 0, 0))["total_size"] == 0  # type: ignore[operator]
+
+    def test_a_frame(self) -> None:
+        """Which way it goes and its place among those of that way."""
+        made = websocket_frame_event(b"c-1", "text", True, 4, True, 'r"', "::1")
+        assert made.startswith(b'{"event_type":"websocket_frame",')
+        assert json.loads(made) == {
+            "event_type": "websocket_frame",
+            "correlation_id": "c-1",
+            "opcode": "text",
+            "client_to_server": True,
+            "frame_index": 4,
+            "fin": True,
+            "route_id": 'r"',
+            "client_ip": "::1",
+        }
+
+
+class TestCompletion:
+    def test_what_is_told(self) -> None:
+        """Status, times, sizes; why it failed and who refused it only where it is so."""
+        made = request_complete_event(META, b"GET", b'"/"', Completion(200, 12.34567, 1, 2, 1))
+        assert made.startswith(b'{"event_type":"request_complete","metadata":{')
+        event = json.loads(made)
+        assert event.pop("metadata")["correlation_id"] == "ab12-7"
+        assert event == {
+            "event_type": "request_complete",
+            "method": "GET",
+            "uri": "/",
+            "status": 200,
+            "duration_ms": 12.346,
+            "request_body_size": 1,
+            "response_body_size": 2,
+            "upstream_attempts": 1,
+        }
+        failed = json.loads(request_complete_event(META, b"GET", b'"/"', Completion(0, 0.0, 0, 0, 2, "x", "waf")))
+        assert (failed["status"], failed["error"], failed["decided_by"]) == (0, "x", "waf")
+
+
+class TestGuardrail:
+    def test_what_is_told(self) -> None:
+        """The text, what it is to be inspected for, which side said it, and of which model."""
+        made = guardrail_inspect_event(
+            b"c-1", "pii_detection", "mail \u00e9@b.c", "prompt", "m-1", ["email"], "llm", {"role": "user"}
+        )
+        assert made.startswith(b'{"event_type":"guardrail_inspect",')
+        assert json.loads(made) == {
+            "event_type": "guardrail_inspect",
+            "correlation_id": "c-1",
+            "inspection_type": "pii_detection",
+            "content": "mail \u00e9@b.c",
+            "direction": "prompt",
+            "categories": ["email"],
+            "route_id": "llm",
+            "metadata": {"correlation_id": "c-1", "role": "user"},
+            "model": "m-1",
+        }
+        assert "model" not in json.loads(guardrail_inspect_event(b"c", "x", "", "completion", "", [], "r", {}))
+
+    @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
+    def test_always_json(self, content: str, model: str) -> None:
+        """What a client writes into a prompt stays in its string."""
+        event = json.loads(guardrail_inspect_event(b"c", "pii_detection", content, "prompt", model, (), "r", {}))
+        assert (event["content"], event.get("model", "")) == (content, model)

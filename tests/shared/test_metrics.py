@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import metrics as m
+from shared import metrics_agentd as ma
 from shared.decision import Outcome, Verb
 from shared.wire import segment as layout
 from tests.support import ROOT
@@ -105,7 +106,7 @@ def test_a_request_is_observed_in_its_route() -> None:
 # --- names -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", m.families(), ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", ma.families(), ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: m.Metric) -> None:
     assert re.fullmatch(r"wardgate_[a-z0-9_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind is m.Kind.COUNTER)
@@ -113,20 +114,20 @@ def test_names_follow_the_conventions(metric: m.Metric) -> None:
         assert metric.name.endswith("_seconds")
     for unit in ("_ms", "_ns", "_kb", "_mb", "_milliseconds"):
         assert unit not in metric.name.removesuffix("_total")[-len(unit) :]
-    assert not metric.name.startswith(m.REPORTED_PREFIX)
+    assert not metric.name.startswith(ma.REPORTED_PREFIX)
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) and label != "le" for label in metric.labels)
     assert re.fullmatch(r"[A-Z0-9].*\.", metric.help)
     assert "|" not in metric.help  # a table's cell
 
 
 def test_names_are_given_once() -> None:
-    names = [metric.name for metric in m.families()]
+    names = [metric.name for metric in ma.families()]
     assert len(set(names)) == len(names)
 
 
 def test_every_family_of_the_module_is_in_a_table() -> None:
     made = {value for value in vars(m).values() if isinstance(value, m.Metric)}
-    assert made <= set(m.families())
+    assert made <= set(ma.families())
 
 
 # --- the reference ---------------------------------------------------------------------------------
@@ -134,11 +135,11 @@ def test_every_family_of_the_module_is_in_a_table() -> None:
 
 def test_the_reference_is_fresh() -> None:
     """`make docs` writes it."""
-    assert (Path(ROOT) / "docs" / "metrics.md").read_text() == m.render_markdown()
+    assert (Path(ROOT) / "docs" / "metrics.md").read_text() == ma.render_markdown()
 
 
 def test_the_reference_names_every_family_with_its_labels() -> None:
-    lines = m.render_markdown().splitlines()
-    for metric in m.families():
+    lines = ma.render_markdown().splitlines()
+    for metric in ma.families():
         row = f"| `{metric.name}` | {metric.kind.value} | {', '.join(metric.labels)} | {metric.help} |"
         assert lines.count(row) == 1

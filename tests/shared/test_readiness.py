@@ -1,12 +1,14 @@
 """shared/readiness.py: semantics 15, each condition by itself and the sum of them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 
 from shared import readiness as r
 from shared.clock import S
-from shared.config.schema import Agent, Config, Filter, Route, Server, Target, Upstream
+from shared.config.schema import Agent, Config, Server, Target, Upstream
+from shared.config.schema_routes import Filter, Guardrail, Guardrails, Route
 from shared.segment import (
     DRAINING,
     NEVER_NS,
@@ -150,7 +152,54 @@ def test_what_no_route_names_is_no_condition() -> None:
     assert r.expected_workers(made) >= 1
 
 
+def guarded(agent: Agent) -> Config:
+    """A route whose only agent is the one that its guardrails name."""
+    table = Guardrails(completion=Guardrail((agent.name,)))
+    return Config(
+        agents=(agent,),
+        upstreams=(Upstream("llm", (Target("127.0.0.1:1"),)),),
+        routes=(Route("r", "llm", guardrails=table),),
+    )
+
+
+@pytest.mark.parametrize(("failure_mode", "required", "expected"), [
+    ("closed", None, True), ("open", None, False), ("closed", False, False), ("open", True, True),
+])  # fmt: skip
+def test_an_agent_that_only_guardrails_name_is_a_condition(
+    failure_mode: Literal["closed", "open"], required: bool | None, expected: bool
+) -> None:
+    """Without it every prompt of the route is refused."""
+    made = guarded(Agent("guard", "zmq-v2", failure_mode=failure_mode, required=required))
+    assert [agent.name for agent in r.asked_agents(made)] == ["guard"]
+    assert r.is_required(made.agents[0], made) is expected
+
+
 # --- upstreams -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("up", "required"),
+    [
+        (("a", "b", "c"), {"c"}),
+        (("b", "c"), {"b", "c"}),  # b stands in for a, and is the last one
+        (("a", "c"), {"a", "c"}),
+        (("c",), {"a", "b", "c"}),
+        (("a", "b"), {"c"}),
+        ((), {"a", "b", "c"}),
+    ],
+)
+def test_of_a_route_with_fallbacks_one_upstream_has_to_be_reachable(up: tuple[str, ...], required: set[str]) -> None:
+    """All are shown; the whole is not ready only where a route has nobody to ask."""
+    made = Config(
+        upstreams=tuple(Upstream(name, (Target("127.0.0.1:1"),)) for name in "abcd"),
+        routes=(Route("r", "a", fallback_upstreams=("b",)), Route("s", "c")),
+    )
+    times = {name: (NOW - S, 0) if name in up else (0, NOW - S) for name in "abc"}
+    components = r.upstream_components(made, proxy(**times), NOW, stamp)
+    assert [one.name for one in components] == ["upstream:a", "upstream:b", "upstream:c"]
+    assert {one.name[-1] for one in components if one.is_required} == required
+    is_served = "c" in up and bool({"a", "b"} & set(up))
+    assert r.whole(components, "1").is_ready is is_served
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 from tests.proxy.front import Client, upstream
 from tests.support import ROOT, Child
 
 PREFIX = "/opt/wardgate"
+SHIPPED_AGENTS = ("auth", "denylist", "guardrail", "headers")
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,7 +82,10 @@ def test_the_layout(staged: Path) -> None:
         assert (staged / "usr/lib/systemd/system" / path.name).read_text() == path.read_text()
     assert (staged / "usr/lib/sysusers.d/wardgate.conf").is_file()
     assert (staged / "usr/lib/tmpfiles.d/wardgate.conf").is_file()
-    assert (staged / "opt/wardgate/agents").is_dir()
+    for agent in SHIPPED_AGENTS:
+        link = staged / "opt/wardgate/agents" / agent
+        assert os.readlink(link) == f"../current/bin/wardgate-agent-{agent}", "what wardgate-agent@NAME runs"
+        assert os.access(link, os.X_OK)
     for name in ("wardgate.toml", "wardgate.env"):
         there = staged / "etc/wardgate" / name
         assert there.read_bytes() == (ROOT / "config" / name).read_bytes()
@@ -106,11 +112,12 @@ def test_nothing_names_the_staging_directory_or_the_source(staged: Path) -> None
 
 
 def test_only_what_is_needed_is_installed(staged: Path) -> None:
-    """The locked dependencies, wardgate and the SDK; no tools of the developers, no link to the checkout."""
+    """The locked dependencies, wardgate, the SDK, the agents; no tools of the developers, no link to the checkout."""
     (packages,) = (current(staged) / "lib").glob("python3*/site-packages")
     installed = {path.name.partition("-")[0].replace("_", "-") for path in packages.glob("*.dist-info")}
-    locked = set(re.findall(r"(?m)^([a-z0-9-]+)==[^;\n]+ \\$", (ROOT / "deploy/requirements.lock").read_text()))
-    assert installed == locked | {"wardgate", "wardgate-agent"}
+    lines = re.findall(r"(?m)^([a-z0-9-]+)==[^;\n]+?(?: ; (.+))? \\$", (ROOT / "deploy/requirements.lock").read_text())
+    locked = {name for name, marker in lines if not marker or Marker(marker).evaluate()}
+    assert installed == locked | {"wardgate", "wardgate-agent", "wardgate-agents"}
     assert not list(packages.glob("__editable__*")) + list(packages.glob("*.pth"))
     assert not installed & {"pytest", "mypy", "ruff", "setuptools"}
 
@@ -171,10 +178,25 @@ def test_the_installed_daemons_and_the_example_agent_serve(staged: Path, short_t
             assert agentd.stop(20) == 0
 
 
+def test_the_shipped_agents_start_by_their_links(staged: Path, short_tmp_dir: Path) -> None:
+    """As `wardgate-agent@NAME` starts them; agentd is not there yet, which is no reason to end."""
+    with ExitStack() as stack:
+        agents = []
+        for name in SHIPPED_AGENTS:
+            command = [staged / "opt/wardgate/agents" / name, "--connect", f"ipc://{short_tmp_dir}/v2"]
+            agents.append(stack.enter_context(Child(command, short_tmp_dir / f"{name}.log", {"PYTHONPATH": ""})))
+        for agent in agents:
+            agent.wait_for("no connection to", 20)
+            assert agent.stop(20) == 0, agent.output()
+
+
 def test_a_second_release_stands_beside_the_first(staged: Path) -> None:
-    """An upgrade up to its last step: nothing in use has changed, and the operator's configuration is his."""
+    """An upgrade up to its last step: nothing in use has changed; the operator's configuration and agents are his."""
     config = staged / "etc/wardgate/wardgate.toml"
     config.write_text("# mine\n")
+    own = staged / "opt/wardgate/agents/denylist"
+    own.unlink()
+    own.write_text("#!/bin/sh\n")
     first = current(staged)
     before = first.stat().st_ino
     try:
@@ -187,16 +209,22 @@ def test_a_second_release_stands_beside_the_first(staged: Path) -> None:
         assert current(staged) == first
         assert first.stat().st_ino == before
         assert config.read_text() == "# mine\n"
+        assert own.read_text() == "#!/bin/sh\n"
+        assert "/opt/wardgate/agents/denylist is not ours and was left alone" in result.stderr
+        assert result.stderr.count("is not ours") == 1
         assert (config.parent / "wardgate.toml.new").read_bytes() == (ROOT / "config/wardgate.toml").read_bytes()
         assert not (config.parent / "wardgate.env.new").exists(), "what was not changed needs no copy"
         assert os.access(staged / "opt/wardgate/releases/next/bin/wardgate", os.X_OK)
     finally:
+        own.unlink()
+        own.symlink_to("../current/bin/wardgate-agent-denylist")
         config.write_bytes((ROOT / "config/wardgate.toml").read_bytes())
 
 
 def test_another_prefix_is_in_the_units(both: tuple[Path, Path]) -> None:
     """PREFIX= moves the release, and what the units start with it."""
     _, moved = both
+    assert os.readlink(moved / "srv/wg/agents/auth") == "../current/bin/wardgate-agent-auth"
     unit = (moved / "usr/lib/systemd/system/wardgate-proxy.service").read_text()
     assert "ExecStart=/srv/wg/current/bin/wardgate proxy" in unit
     assert "/opt/wardgate" not in unit

@@ -9,7 +9,8 @@ import pytest
 
 from proxy.cli import COMMANDS
 from shared.decision import Outcome
-from shared.metrics import Kind, families
+from shared.metrics import Kind
+from shared.metrics_agentd import families
 from shared.segment import BreakerState
 from tests.support import ROOT
 

@@ -96,6 +96,28 @@ def test_verify_would_find_something(host: Path) -> None:
 
 
 @needs_analyze
+def test_the_examples_drop_in_is_clean(host: Path) -> None:
+    """Every agent as the user of its name."""
+    place = host / "etc/systemd/system/wardgate-agent@.service.d"
+    place.mkdir(parents=True)
+    shutil.copy(ROOT / "deploy/examples/agents/own-user.conf", place)
+    result = verify(host)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="no systemd-sysusers here")
+def test_the_examples_users_are_those_of_the_drop_in(tmp_path: Path) -> None:
+    """One for each program that the installation links to."""
+    (tmp_path / "etc").mkdir()
+    result = run("systemd-sysusers", f"--root={tmp_path}", str(ROOT / "deploy/examples/agents/users.conf"))
+    assert result.returncode == 0, result.stderr
+    users = {line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
+    scripts = re.findall(r"(?m)^(wardgate-agent-\w+) =", (ROOT / "agents/pyproject.toml").read_text())
+    assert users == set(scripts)
+    assert len(users) == 4
+
+
+@needs_analyze
 @pytest.mark.parametrize("unit", SERVICES)
 def test_exposure_is_at_most_2(unit: str) -> None:
     """systemd-analyze security, offline."""
@@ -145,6 +167,7 @@ def test_tmpfiles_makes_the_directories(tmp_path: Path) -> None:
     assert owned("etc/wardgate") == (0o750, 0, groups["wardgate"])
     assert owned("etc/wardgate/wardgate.toml") == (0o640, 0, groups["wardgate"])
     assert owned("etc/wardgate/agents") == (0o700, 0, 0)
+    assert owned("etc/wardgate-agents") == (0o750, 0, groups[d.AGENT_GROUP])
     assert pwd.getpwuid(0).pw_name == "root"
 
 

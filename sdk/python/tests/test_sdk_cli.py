@@ -64,7 +64,9 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(argv=["--help"])
     assert raised.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--connect", "--name", "--instance", "--secret-file", "--max-batch", "--max-concurrency"):
+    for option in ("--connect", "--name", "--instance", "--secret-file"):
+        assert option in text
+    for option in ("--max-batch", "--max-concurrency", "--max-body-bytes"):
         assert option in text
     assert "ipc:///run/wardgate/agents/v2" in text
     assert "exit codes" in text
@@ -88,6 +90,7 @@ def test_options_reach_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
         "secret_file": "",
         "max_batch": 3,
         "max_concurrency": 100,
+        "max_body_bytes": 1_048_576,
         "drain_deadline_s": 1.0,
     }
 

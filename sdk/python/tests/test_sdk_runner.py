@@ -185,7 +185,10 @@ async def test_a_rejected_config_is_said(agentd: Any, started: Any, make_event: 
         (lambda c: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
 )
-async def test_a_sync_configure_hook(agentd: Any, started: Any, hook: Any, error: str) -> None:
+async def test_a_sync_configure_hook(
+    agentd: Any, started: Any, hook: Any, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rejected, and said in the agent's own log, too: after a reload nothing else there would tell."""
     agent = Sample()
     agent.on_configure = hook  # type: ignore[method-assign]
     started(agent)
@@ -193,6 +196,7 @@ async def test_a_sync_configure_hook(agentd: Any, started: Any, hook: Any, error
     await agentd.send(w.WELCOME, {"protocol": 2})
     await agentd.send(w.CONFIG, {"config_version": 1})
     assert await agentd.expect_json(w.CONFIG_RESULT) == {"config_version": 1, "accepted": False, "error": error}
+    assert any(line.levelno == logging.ERROR for line in caplog.records)
 
 
 async def test_configurations_one_at_a_time_the_last_counts(agentd: Any, started: Any) -> None:

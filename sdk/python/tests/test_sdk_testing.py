@@ -1,10 +1,13 @@
 """The test client gives authors what agentd would get."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import wardgate_agent
 from wardgate_agent import (
     Agent,
     Allow,
@@ -53,7 +56,7 @@ class Sample(Agent):
         )
 
     def on_response_headers(self, event: Any) -> Any:
-        return Allow().remove_response_header("server").skip_body()
+        return Allow().remove_response_header("server")
 
     def on_request_body_chunk(self, event: Any) -> Any:
         if not event.is_last:
@@ -90,7 +93,7 @@ def test_every_event() -> None:
     with TestClient(Sample) as client:
         response = client.response_headers(200, {"Server": "nginx", "x": "1"})
         assert response.response_headers == {"x": ["1"]}
-        assert response.skip_body
+        assert not response.skip_body
         assert client.request_body_chunk(b"abc", is_last=False).needs_more
         chunk = client.request_body_chunk(b"abc", chunk_index=1, bytes_received=6, total_size=6)
         assert (chunk.mutation, chunk.replacement) == ("replace", b"cba")
@@ -105,6 +108,138 @@ def test_every_event() -> None:
         assert client.agent.done == [404]  # type: ignore[attr-defined]
         client.send_raw({"event_type": "nope"}).assert_error("unsupported")
         client.send_raw([1, 2]).assert_error("malformed")
+
+
+SECRET = re.compile(rb"sec-[0-9]{4}")
+CUT = re.compile(rb"s(e(c(-[0-9]{0,3})?)?)?\Z")
+
+
+class Redactor(Agent):
+    """Holds a chunk only where a secret may be cut at its end."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def on_request_body_chunk(self, event: Any) -> Any:
+        body = self.held.pop(event.correlation_id, b"") + event.body
+        if not event.is_last and CUT.search(body):
+            self.held[event.correlation_id] = body
+            return Allow().needs_more()
+        return Allow().replace_chunk(SECRET.sub(b"XXX", body))
+
+    async def on_response_body_chunk(self, event: Any) -> Any:
+        await asyncio.sleep(0)
+        if b"!" in event.body:
+            return Block(502)
+        if event.chunk_index == 1:
+            return Allow().drop_chunk().skip_body()
+        return Allow() if event.body else None
+
+    def on_request_complete(self, event: Any) -> None:
+        self.held.pop(event.correlation_id, None)
+
+
+class TestBodies:
+    TEXT = b"one sec-1234 two sec-99 three sec-5678"
+
+    @pytest.mark.parametrize("chunk_bytes", [None, *range(1, 40)])
+    def test_what_is_held_is_replaced_whole(self, chunk_bytes: int | None) -> None:
+        """Wherever the chunks end, the same comes out."""
+        with TestClient(Redactor) as client:
+            body = client.request_body(self.TEXT, chunk_bytes=chunk_bytes)
+            body.assert_passed(b"one XXX two sec-99 three XXX")
+            assert len(body.answers) == (-(-len(self.TEXT) // chunk_bytes) if chunk_bytes else 1)
+            assert client.agent.held == {}  # type: ignore[attr-defined]
+
+    def test_what_goes_on_when(self) -> None:
+        """Pieces as they could leave: none while something is held."""
+        with TestClient(Redactor) as client:
+            body = client.request_body([b"a se", b"c-1", b"234 b", b"", b"c"])
+            assert [answer.needs_more for answer in body.answers] == [True, True, False, False, False]
+            assert body.pieces == [b"a XXX b", b"c"]
+
+    def test_events_are_the_proxys(self) -> None:
+        """Index, end, sizes, and the id that keeps bodies apart."""
+        seen: list[dict[str, Any]] = []
+
+        class Reader(Agent):
+            def on_request_body_chunk(self, event: Any) -> Any:
+                seen.append(event.raw)
+                return Allow()
+
+        with TestClient(Reader) as client:
+            client.request_body([b"ab", b"c"], correlation_id="x-1").assert_passed(b"abc")
+            client.request_body(b"", is_sized=False).assert_passed(b"")
+        assert [tuple(event.values())[1:] for event in seen] == [
+            ("x-1", 0, False, 2, 3),
+            ("x-1", 1, True, 3, 3),
+            (seen[2]["correlation_id"], 0, True, 0),
+        ]
+
+    def test_drop_and_skip(self) -> None:
+        """What comes after skip_body is not shown and passes."""
+        with TestClient(Redactor) as client:
+            body = client.response_body([b"a", b"b", b"!c", b"d"])
+            assert (body.passed, len(body.answers)) == (b"a!cd", 2)
+
+    def test_a_refusal_ends_it(self) -> None:
+        """What had passed had passed."""
+        with TestClient(Redactor) as client:
+            body = client.response_body([b"a", b"b!", b"c"]).assert_blocked(502)
+            assert (body.passed, len(body.answers)) == (b"a", 2)
+            with pytest.raises(AssertionError, match="answered"):
+                body.assert_passed()
+
+    def test_an_error_ends_it(self) -> None:
+        """A hook that gives no verdict never lets a body pass."""
+        with TestClient(Redactor) as client:
+            body = client.response_body(b"")
+            assert body.refusal is not None
+            body.refusal.assert_error("bad_verdict")
+            with pytest.raises(AssertionError, match="expected a block"):
+                client.request_body(b"x").assert_blocked()
+            with pytest.raises(AssertionError, match="passed"):
+                client.request_body(b"x").assert_passed(b"y")
+
+    def test_what_is_left_is_forgotten(self) -> None:
+        """A body that never ends has a request that does."""
+        with TestClient(Redactor) as client:
+            client.request_body_chunk(b"se", is_last=False)
+            assert client.agent.held  # type: ignore[attr-defined]
+            client.request_complete(0, error="client_gone")
+            assert not client.agent.held  # type: ignore[attr-defined]
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def readme(name: str) -> dict[str, Any]:
+    """What a block of Python in the README makes when it is run."""
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if name in block]
+    space: dict[str, Any] = {name: getattr(wardgate_agent, name) for name in wardgate_agent.__all__}
+    space |= {"pytest": pytest, "TestClient": TestClient}
+    exec(block, space)
+    return space
+
+
+@pytest.mark.parametrize("chunk_bytes", range(1, 30))
+def test_the_redactor_of_the_readme(chunk_bytes: int) -> None:
+    space = readme("class Redactor")
+    test = readme("def test_tokens_are_cut")["test_tokens_are_cut_out_wherever_chunks_end"]
+    test.__globals__.update(space)
+    test(chunk_bytes)
+
+
+def test_the_websocket_agent_of_the_readme() -> None:
+    with TestClient(readme("class Polite")["Polite"]) as client:
+        assert client.websocket_frame("I swear").replacement == b"I *****"
+        assert client.websocket_frame("I swear", client_to_server=False).websocket == "allow"
+
+
+async def test_bodies_in_async_tests() -> None:
+    async with AsyncTestClient(Redactor) as client:
+        (await client.request_body([b"se", b"c-0000"])).assert_passed(b"XXX")
+        (await client.response_body(b"!")).assert_blocked(502)
 
 
 def test_configure() -> None:

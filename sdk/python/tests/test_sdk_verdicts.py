@@ -151,9 +151,18 @@ def test_an_empty_replacement_has_no_frame() -> None:
     assert frame(Allow().replace_chunk(b""), CHUNK) is None
 
 
-def test_skip_body_may_be_said_beside_a_head() -> None:
-    assert said(Allow().skip_body()) == {"decision": "allow", "skip_body": True}
-    assert said(Allow().skip_body(), CHUNK)["skip_body"] is True
+def test_skip_body_is_said_of_a_chunk() -> None:
+    assert said(Allow().skip_body(), CHUNK) == {"decision": "allow", "skip_body": True}
+    assert said(Allow().drop_chunk().skip_body(), LAST)["skip_body"] is True
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [Allow().needs_more().skip_body(), Allow().needs_more().drop_chunk(), Allow().replace_chunk(b"x").needs_more()],
+)
+def test_what_is_held_is_not_decided_on_at_once(verdict: Allow) -> None:
+    with pytest.raises(Unfit, match="needs_more beside"):
+        encode(verdict, CHUNK)
 
 
 def test_needs_more_holds_a_chunk_but_not_the_last() -> None:
@@ -162,9 +171,15 @@ def test_needs_more_holds_a_chunk_but_not_the_last() -> None:
         encode(Allow().needs_more(), LAST)
 
 
-def test_needs_more_is_not_remembered_as_a_constant() -> None:
-    """The same object beside the last chunk must be refused although it was fine before."""
-    verdict = Allow().needs_more()
+def test_skip_body_is_said_of_a_head() -> None:
+    """Nothing of its body is wanted."""
+    for event in (REQUEST, RESPONSE):
+        assert said(Allow().skip_body(), event) == {"decision": "allow", "skip_body": True}
+
+
+@pytest.mark.parametrize("verdict", [Allow().needs_more(), Allow().skip_body(), Allow().drop_chunk()])
+def test_what_is_said_of_a_chunk_is_not_remembered_as_a_constant(verdict: Allow) -> None:
+    """The same object beside another event must be refused although it was fine before."""
     encode(verdict, CHUNK)
     assert verdict._fragment is None
 
@@ -185,6 +200,14 @@ def test_websocket() -> None:
         "websocket_decision": {"close": {"code": 1008, "reason": "policy"}}
     }
     assert said(Allow().audit(tags=["t"]), FRAME) == {"websocket_decision": "allow", "audit": {"tags": ["t"]}}
+
+
+def test_a_text_message_stays_text() -> None:
+    binary = WebSocketFrame({"opcode": "binary", "client_to_server": True}, b"", 1)
+    assert frame(WebSocketReplace(b"\xff"), binary) == b"\xff"
+    with pytest.raises(Unfit, match="UTF-8"):
+        encode(WebSocketReplace(b"\xff"), FRAME)
+    assert frame(WebSocketReplace(""), FRAME) is None
 
 
 def test_guardrail() -> None:
@@ -208,6 +231,14 @@ def test_guardrail() -> None:
     assert said(Allow(), INSPECT)["guardrail_response"] == {"detected": False, "confidence": 0.0, "detections": []}
 
 
+def test_a_text_can_be_refused() -> None:
+    """A decision beside a text: not a finding, and no failure of the agent."""
+    busy = Block(503, "not now\n", {"Retry-After": "1"}).audit(reason_codes="busy")
+    wish = {"status": 503, "body": "not now\n", "headers": {"Retry-After": "1"}}
+    assert said(busy, INSPECT) == {"decision": {"block": wish}, "audit": {"reason_codes": ["busy"]}}
+    assert encode(Block(403, b"no"), INSPECT)[1] == b"no"
+
+
 @pytest.mark.parametrize(
     ("verdict", "event"),
     [
@@ -221,6 +252,8 @@ def test_guardrail() -> None:
         (Block(403), FRAME),
         (Allow().set_request_header("x", "1"), FRAME),
         (WebSocketDrop(), INSPECT),
+        (Redirect("/"), INSPECT),
+        (Challenge("bearer"), INSPECT),
         (None, INSPECT),
     ],
 )
@@ -255,10 +288,19 @@ def test_what_has_no_json_is_refused() -> None:
         lambda: Allow().set_request_header("x-a", 1),  # type: ignore[arg-type]
         lambda: Allow().routing(tier=1),  # type: ignore[arg-type]
         lambda: WebSocketClose(99),
+        lambda: WebSocketClose(1005),
+        lambda: WebSocketClose(1006),
+        lambda: WebSocketClose(1015),
+        lambda: WebSocketClose(2999),
+        lambda: WebSocketClose(5000),
         lambda: WebSocketClose(1000, "x" * 124),
         lambda: Guardrail(True, 1.5),
         lambda: Detection("x", severity="bad"),  # type: ignore[arg-type]
         lambda: Detection("x", span=(3, 2)),
+        lambda: Detection("x", span=(3, 3)),
+        lambda: Detection("x", span=(-1, 3)),
+        lambda: Detection("x", span=(0, 1 << 32)),
+        lambda: Guardrail(True, 1.0, [Detection("x")] * 1_001),
     ],
 )
 def test_what_cannot_be_meant_is_a_value_error(make: Any) -> None:

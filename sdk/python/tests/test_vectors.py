@@ -11,7 +11,21 @@ from typing import Any
 import orjson
 import pytest
 
-from wardgate_agent import Agent, AgentError, Allow, Block, Challenge, Redirect, wire
+from wardgate_agent import (
+    Agent,
+    AgentError,
+    Allow,
+    Block,
+    Challenge,
+    Detection,
+    Guardrail,
+    Redirect,
+    WebSocketAllow,
+    WebSocketClose,
+    WebSocketDrop,
+    WebSocketReplace,
+    wire,
+)
 from wardgate_agent.conversation import Conversation, State
 from wardgate_agent.dispatcher import Dispatcher
 from wardgate_agent.session import Session
@@ -95,6 +109,14 @@ class Port:
         self.did.append(exit_code)
 
 
+# What an agent without hooks says to what is no HTTP; None: it is not answered.
+PLAIN_ANSWER: dict[str, Any] = {
+    "websocket_frame": WebSocketAllow()._fields,
+    "guardrail_inspect": {"error": {"code": "unsupported", "message": "this agent inspects no texts"}},
+    "request_complete": None,
+}
+
+
 @pytest.mark.parametrize("case", cases("proof"))
 def test_proof(case: Any) -> None:
     mac = wire.proof(raw(case["secret"]), raw(case["nonce"]), case["agent"], case["instance"])
@@ -127,7 +149,10 @@ def test_what_agentd_sends_is_understood(case: Any) -> None:
         assert port.did == [body]
         assert orjson.loads(port.sent[0][1]) == {"config_version": body["config_version"], "accepted": True}
     elif verb == wire.EVENTS:
-        assert {row[0]: row[1] for row in orjson.loads(port.sent[0][1])} == {row[0]: Allow()._fields for row in body}
+        allows = {row[0]: PLAIN_ANSWER.get(row[2]["event_type"], Allow()._fields) for row in body}
+        told = {call: verdict for call, verdict in allows.items() if verdict is not None}
+        sent = orjson.loads(port.sent[0][1]) if port.sent else []
+        assert {row[0]: row[1] for row in sent} == told
     elif verb == wire.CANCEL:
         assert port.did == ["cancel"]
         assert port.dispatcher.unreadable == 0
@@ -176,18 +201,39 @@ def said(name: str) -> list[bytes]:
         port.talk.received([wire.BYE], 1.0)
     elif name == "PONG to it":
         port.talk.received([wire.PING, b"17"], 1.0)
-    elif name.startswith("VERDICTS in"):
+    elif name.startswith("VERDICTS"):
         port.dispatcher._rows = Dispatcher(Masker(), max_concurrency=1, send=port.send, wake=lambda: None)._rows
-        port.talk.received(one("v2_frames", "EVENTS, two, the second with a body"), 1.0)
+        for asked in ASKED[name]:
+            port.talk.received(one("v2_frames", asked), 1.0)
     return port.sent[-1]
 
 
+_CHUNKS = "EVENTS, two chunks of different requests and one without a body"
+ASKED = {
+    "VERDICTS in another order, one with a body": ["EVENTS, two, the second with a body"],
+    "VERDICTS on them: hold, pass, replace": [_CHUNKS],
+    "VERDICTS on it: what was held is replaced, too": [_CHUNKS, "EVENTS, the chunk after one that is held"],
+    "VERDICTS on it": ["EVENTS, guardrail_inspect"],
+}
+
+
 class Masker(Agent):
+    def __init__(self) -> None:
+        self.held = b""
+
     def on_request_headers(self, event: Any) -> Any:
         return Allow().set_request_header("x-agent", "ok")
 
     def on_request_body_chunk(self, event: Any) -> Any:
-        return Allow().replace_chunk(event.body.replace(b"secret", b"XXXXXX"))
+        self.held += event.body
+        return Allow().replace_chunk(self.held.replace(b"secret", b"XXXXXX")) if event.is_last else Allow().needs_more()
+
+    def on_response_body_chunk(self, event: Any) -> Any:
+        return Allow().replace_chunk(event.body[::-1]) if event.body else Allow()
+
+    def on_guardrail_inspect(self, event: Any) -> Any:
+        span = event.span(9, 22)
+        return Guardrail(True, 0.9, [Detection("email", span=span)], "Write to [email]")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +250,9 @@ class Masker(Agent):
         "BYE of an agent",
         "PONG to it",
         "VERDICTS in another order, one with a body",
+        "VERDICTS on them: hold, pass, replace",
+        "VERDICTS on it: what was held is replaced, too",
+        "VERDICTS on it",
     ],
 )
 def test_what_we_send_is_what_is_written(name: str) -> None:
@@ -277,6 +326,66 @@ def test_our_verdicts_are_the_written_ones(name: str) -> None:
     agent.on_request_headers = lambda event: SAID[name]  # type: ignore[method-assign,assignment,return-value]
     with TestClient(agent) as client:
         assert client.request_headers().verdict == json.loads(expected)
+
+
+SAID_OF_EVENTS: dict[str, Any] = {
+    "a chunk passes": Allow(),
+    "a chunk is dropped": Allow().drop_chunk(),
+    "a chunk is replaced by the body frame": Allow().replace_chunk(b"my XX"),
+    "a response's chunk is replaced by bytes": Allow().replace_chunk(b"\xff\x00"),
+    "replace without a frame leaves nothing": Allow().replace_chunk(b""),
+    "needs_more": Allow().needs_more(),
+    "skip_body": Allow().skip_body(),
+    "skip_body beside a mutation": Allow().replace_chunk(b"x").skip_body(),
+    "a chunk is blocked": Block(451, "no"),
+    "a frame passes": WebSocketAllow(),
+    "a frame is dropped": WebSocketDrop(),
+    "a frame is replaced": WebSocketReplace("HELLO"),
+    "a frame is replaced by an empty one": WebSocketReplace(b""),
+    "a frame closes the connection": WebSocketClose(4003, "be polite"),
+    "something was found": Guardrail(
+        True,
+        0.9,
+        [Detection("email", "an address", "high", span=(9, 28)), Detection("name")],
+        "Write to [email]",
+    ),
+}
+
+
+def answered(name: str, verdict: Any) -> tuple[Any, dict[str, Any]]:
+    """(what we answer, the case): the event of a case of event_verdicts.json, answered with this verdict."""
+    row = next(row for row in json.loads((FOLDER / "event_verdicts.json").read_text()) if row["name"] == name)
+    about = next(case for case in json.loads((FOLDER / "events.json").read_text()) if case["name"] == row["event"])
+    event = json.loads(about["event"])
+    agent = Agent()
+    setattr(agent, "on_" + event["event_type"], lambda event: verdict)
+    with TestClient(agent) as client:
+        return client.send_raw(event, raw(about.get("body", ""))), row
+
+
+@pytest.mark.parametrize("name", SAID_OF_EVENTS)
+def test_our_verdicts_on_other_events_are_the_written_ones(name: str) -> None:
+    answer, row = answered(name, SAID_OF_EVENTS[name])
+    expected = json.loads(row["verdict"])
+    for detection in expected.get("guardrail_response", {}).get("detections", ()):
+        detection.setdefault("description", "")
+        detection.setdefault("severity", "medium")
+    assert answer.verdict == expected
+    assert answer.frame == (raw(row["frame"]) if "frame" in row else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("needs_more on the last chunk", Allow().needs_more()),
+        ("needs_more beside a mutation", Allow().drop_chunk().needs_more()),
+        ("needs_more beside skip_body", Allow().needs_more().skip_body()),
+    ],
+)
+def test_what_is_malformed_on_a_chunk_is_an_error_of_ours(name: str, verdict: Allow) -> None:
+    answer, row = answered(name, verdict)
+    assert row["outcome"] == "malformed"
+    answer.assert_error("bad_verdict")
 
 
 @pytest.mark.parametrize("case", cases("verdicts"))

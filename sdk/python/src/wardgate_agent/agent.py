@@ -1,7 +1,7 @@
 """The class that agents derive from, and the table of its hooks.
 
-A hook that a class does not override allows, and its event is not asked for: HELLO's `events` are the
-overridden ones. No socket, loop or JSON here.
+A hook that a class does not override allows (of a guardrail: is an error), and its event is not asked for:
+HELLO's `events` are the overridden ones. No socket, loop or JSON here.
 
 Kind: table.
 """
@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from wardgate_agent import events as e
 from wardgate_agent.session import Session
-from wardgate_agent.verdicts import ALLOW, AgentError, Guardrail, HttpVerdict, WebSocketVerdict
+from wardgate_agent.verdicts import ALLOW, AgentError, Block, Guardrail, HttpVerdict, WebSocketVerdict
 from wardgate_agent.verdicts import Allow as _Allow
 
 # What a hook may return. Sync hooks return it, async ones may await first.
 HttpAnswer = HttpVerdict | AgentError
 WebSocketAnswer = WebSocketVerdict | _Allow | AgentError
-GuardrailAnswer = Guardrail | _Allow | AgentError
+GuardrailAnswer = Guardrail | Block | _Allow | AgentError
 
 
 class Agent:
@@ -56,7 +56,7 @@ class Agent:
         return ALLOW
 
     def on_request_body_chunk(self, event: e.RequestBodyChunk) -> Awaitable[HttpAnswer] | HttpAnswer:
-        """A piece of a request's body."""
+        """A piece of a request's body, or all of it: as the route says. Keep what you hold with `needs_more`."""
         return ALLOW
 
     def on_response_headers(self, event: e.ResponseHeaders) -> Awaitable[HttpAnswer] | HttpAnswer:
@@ -64,20 +64,23 @@ class Agent:
         return ALLOW
 
     def on_response_body_chunk(self, event: e.ResponseBodyChunk) -> Awaitable[HttpAnswer] | HttpAnswer:
-        """A piece of a response's body."""
+        """A piece of a response's body, or all of it."""
         return ALLOW
 
     def on_request_complete(self, event: e.RequestComplete) -> Awaitable[None] | None:
-        """A request is over. Nothing is answered."""
+        """A request is over: forget what you kept of it. Nothing is answered."""
         return None
 
     def on_websocket_frame(self, event: e.WebSocketFrame) -> Awaitable[WebSocketAnswer] | WebSocketAnswer:
-        """A WebSocket frame."""
+        """A WebSocket message, or a close, in either direction."""
         return ALLOW
 
     def on_guardrail_inspect(self, event: e.GuardrailInspect) -> Awaitable[GuardrailAnswer] | GuardrailAnswer:
-        """Text to or from a model."""
-        return ALLOW
+        """Text to or from a model. Who is named by a guardrail and does not inspect is a failure, not an allow.
+
+        Say what is in it, with Guardrail. Block refuses, whatever the route does about findings and failures.
+        """
+        return AgentError("unsupported", "this agent inspects no texts")
 
 
 class Hook(NamedTuple):

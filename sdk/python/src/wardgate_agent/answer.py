@@ -88,7 +88,8 @@ class Answer:
     def mutation(self) -> str | None:
         """pass, drop or replace beside a chunk; None without."""
         mutation = self._get("request_body_mutation") or self._get("response_body_mutation")
-        return mutation["action"] if mutation else None
+        action: str | None = mutation["action"] if mutation else None
+        return action
 
     @property
     def replacement(self) -> bytes | None:

@@ -93,6 +93,13 @@ def parser(
         help="events in flight at most (default: %(default)s)",
     )
     add(
+        "--max-body-bytes",
+        metavar="N",
+        type=int,
+        default=default.max_body_bytes,
+        help="the longest body of one event; a longer one is not sent (default: %(default)s)",
+    )
+    add(
         "--drain-deadline",
         metavar="SECONDS",
         type=float,
@@ -125,5 +132,6 @@ def main(agent: Agent | type[Agent] | None = None, argv: Sequence[str] | None = 
         secret_file=arguments.secret_file,
         max_batch=arguments.max_batch,
         max_concurrency=arguments.max_concurrency,
+        max_body_bytes=arguments.max_body_bytes,
         drain_deadline_s=arguments.drain_deadline,
     )

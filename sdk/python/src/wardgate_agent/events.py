@@ -175,7 +175,7 @@ class _Chunk(Event):
 
 
 class RequestBodyChunk(_Chunk):
-    """A piece of the request's body is in `body`."""
+    """A piece of the request's body is in `body`; the last one may be empty."""
 
     event_type = "request_body_chunk"
     __slots__ = ()
@@ -187,7 +187,7 @@ class RequestBodyChunk(_Chunk):
 
 
 class ResponseBodyChunk(_Chunk):
-    """A piece of the response's body is in `body`."""
+    """A piece of the response's body is in `body`; the last one may be empty."""
 
     event_type = "response_body_chunk"
     __slots__ = ()
@@ -199,13 +199,14 @@ class ResponseBodyChunk(_Chunk):
 
 
 class RequestComplete(_Head):
-    """A request that this agent saw is over. Nothing is answered."""
+    """A request is over, however it ended, also one that was refused before this agent was asked. Not answered."""
 
     event_type = "request_complete"
     __slots__ = ()
 
     @property
     def status(self) -> int:
+        """What the client got; 0 when it got nothing."""
         return int(self.raw.get("status") or 0)
 
     @property
@@ -235,7 +236,7 @@ class RequestComplete(_Head):
 
 
 class WebSocketFrame(Event):
-    """A WebSocket frame; its payload is in `body`."""
+    """A whole WebSocket message, or a close; its payload is in `body`, decompressed."""
 
     event_type = "websocket_frame"
     __slots__ = ("client_to_server", "opcode")
@@ -252,6 +253,7 @@ class WebSocketFrame(Event):
 
     @property
     def is_final(self) -> bool:
+        """Always true: fragments are joined before they are shown."""
         return bool(self.raw.get("fin"))
 
     @property
@@ -264,12 +266,22 @@ class WebSocketFrame(Event):
 
     @property
     def text(self) -> str:
-        """The payload as text; what is not UTF-8 becomes U+FFFD (a split text frame may begin inside a character)."""
+        """The payload as text; of a binary message what is not UTF-8 becomes U+FFFD."""
         return self.body.decode("utf-8", "replace")
+
+    @property
+    def close_code(self) -> int | None:
+        """Of a close: its code; None where it has none, and of messages."""
+        return int.from_bytes(self.body[:2], "big") if self.opcode == "close" and len(self.body) >= 2 else None
+
+    @property
+    def close_reason(self) -> str:
+        """Of a close: its reason."""
+        return self.body[2:].decode("utf-8", "replace") if self.opcode == "close" else ""
 
 
 class GuardrailInspect(Event):
-    """Text to or from a model is to be inspected."""
+    """Text to or from a model is to be inspected, for one thing: `inspection_type`."""
 
     event_type = "guardrail_inspect"
     __slots__ = ("content", "inspection_type")

@@ -326,6 +326,7 @@ class Runner:
         problem: str | None = None
         if isinstance(outcome, AgentError):
             problem = f"{outcome.code}: {outcome.message}"
+            log.error("the configuration is rejected: %s", problem)
         elif isinstance(outcome, BaseException):
             problem = f"{type(outcome).__name__}: {outcome}"
             log.error("on_configure raised: the configuration is rejected", exc_info=outcome)

@@ -14,7 +14,7 @@ Kind: pure (runs hooks on an event loop of its own, or on the running one).
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import orjson
@@ -22,17 +22,22 @@ import orjson
 from wardgate_agent import wire
 from wardgate_agent.agent import Agent
 from wardgate_agent.answer import Answer, HeadersLike, header_map
+from wardgate_agent.body import Body, Talk, pieces, talk
 from wardgate_agent.dispatcher import Dispatcher
 from wardgate_agent.events import Configure
 
 R = TypeVar("R")
+B = TypeVar("B")
 _CORRELATION_ID = "test-0000000000000001"
 
 
-class _Client(Generic[R]):
+class _Client(Generic[R, B]):
     """The events that can be sent; how they are sent is the subclass's matter."""
 
     def _send(self, event: Any, body: bytes) -> R:
+        raise NotImplementedError
+
+    def _talk(self, conversation: Talk) -> B:
         raise NotImplementedError
 
     def send_raw(self, event: Any, body: bytes = b"") -> R:
@@ -96,9 +101,38 @@ class _Client(Generic[R]):
         event["bytes_sent"] = len(body) if bytes_sent is None else bytes_sent
         return self._send(event, body)
 
+    def request_body(
+        self,
+        data: bytes | Iterable[bytes],
+        *,
+        chunk_bytes: int | None = None,
+        is_sized: bool = True,
+        correlation_id: str = _CORRELATION_ID,
+    ) -> B:
+        """A whole request body, chunk by chunk as the proxy shows it; the answer says what goes upstream.
+
+        `data`: the chunks, or bytes that are cut at `chunk_bytes` (without it they are one chunk, as where the route
+        buffers). `is_sized`: whether Content-Length was told.
+        """
+        return self._body("request_body_chunk", pieces(data, chunk_bytes), is_sized, correlation_id)
+
+    def response_body(
+        self,
+        data: bytes | Iterable[bytes],
+        *,
+        chunk_bytes: int | None = None,
+        is_sized: bool = True,
+        correlation_id: str = _CORRELATION_ID,
+    ) -> B:
+        """The same for a response's body; the answer says what the client gets."""
+        return self._body("response_body_chunk", pieces(data, chunk_bytes), is_sized, correlation_id)
+
+    def _body(self, event_type: str, chunks: list[bytes], is_sized: bool, correlation_id: str) -> B:
+        return self._talk(talk(event_type, chunks, sum(map(len, chunks)) if is_sized else None, correlation_id))
+
     def request_complete(self, status: int = 200, *, method: str = "GET", uri: str = "/", **members: Any) -> R:
         """A request is over; nothing is answered."""
-        event = _head("request_complete", method, uri, {})
+        event = _head("request_complete", method, uri, members.pop("metadata", {}))
         event |= {
             "status": status,
             "duration_ms": 1.5,
@@ -119,7 +153,7 @@ class _Client(Generic[R]):
         client_ip: str = "127.0.0.1",
         route_id: str = "default",
     ) -> R:
-        """A WebSocket frame: text for str, binary for bytes unless `opcode` says otherwise."""
+        """A WebSocket message: text for str, binary for bytes unless `opcode` says otherwise."""
         event = {
             "event_type": "websocket_frame",
             "correlation_id": _CORRELATION_ID,
@@ -238,7 +272,7 @@ class _Exchange:
         await self._dispatcher.stop()
 
 
-class TestClient(_Client[Answer]):
+class TestClient(_Client[Answer, Body]):
     """Sends events to an agent and gives its answers. A context manager: it closes its event loop."""
 
     __test__ = False  # no test class, whatever pytest thinks of its name
@@ -252,6 +286,15 @@ class TestClient(_Client[Answer]):
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("an event loop is running here: use AsyncTestClient, and await its answers")
         return self._runner.run(self._exchange.ask(event, body))
+
+    def _talk(self, conversation: Talk) -> Body:
+        event, body = next(conversation)
+        while True:
+            try:
+                event, body = conversation.send(self._send(event, body))
+            except StopIteration as done:
+                found: Body = done.value
+                return found
 
     def configure(self, config: Any = None, **raw: Any) -> None:
         """Call on_configure; what it raises to reject is raised here."""
@@ -274,7 +317,7 @@ class TestClient(_Client[Answer]):
             pass
 
 
-class AsyncTestClient(_Client[Awaitable[Answer]]):
+class AsyncTestClient(_Client[Awaitable[Answer], Awaitable[Body]]):
     """The same on the running event loop: `await client.request_headers(...)`."""
 
     __test__ = False
@@ -285,6 +328,16 @@ class AsyncTestClient(_Client[Awaitable[Answer]]):
 
     def _send(self, event: Any, body: bytes) -> Awaitable[Answer]:
         return self._exchange.ask(event, body)
+
+    async def _talk(self, conversation: Talk) -> Body:
+        event, body = next(conversation)
+        while True:
+            answer = await self._exchange.ask(event, body)
+            try:
+                event, body = conversation.send(answer)
+            except StopIteration as done:
+                found: Body = done.value
+                return found
 
     async def configure(self, config: Any = None, **raw: Any) -> None:
         """Call on_configure; what it raises to reject is raised here."""

@@ -23,6 +23,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 5.6.2
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 _good_names: set[str] = set()  # looked at once
 REDIRECT_STATUS: Final = (301, 302, 303, 307, 308)
+NO_CLOSE_CODES: Final = (1004, 1005, 1006)
+MAX_DETECTIONS: Final = 1_000
+MAX_SPAN: Final = (1 << 32) - 1
 Severity = Literal["low", "medium", "high", "critical"]
 
 _Fields = dict[str, Any]
@@ -144,7 +147,7 @@ class Allow(HttpVerdict):
         return self._with("routing_metadata", {**self._fields.get("routing_metadata", {}), **given})
 
     def pass_chunk(self) -> Self:
-        """Let this chunk pass as it is; after `needs_more`, everything held."""
+        """Let this chunk pass as it is, which a plain allow does too; after `needs_more`, everything held."""
         return self._mutate("pass", None)
 
     def drop_chunk(self) -> Self:
@@ -156,11 +159,14 @@ class Allow(HttpVerdict):
         return self._mutate("replace", bytes(data))
 
     def needs_more(self) -> Self:
-        """Hold this chunk; the next verdict without this acts on everything held. Not on the last chunk."""
+        """Hold this chunk; the next verdict without this acts on everything held.
+
+        Not on the last chunk, which is the one to decide on, and beside no other chunk method.
+        """
         return self._with("needs_more", True)
 
     def skip_body(self) -> Self:
-        """Send me no (more) chunks of this body; they pass."""
+        """About a chunk: send me no more of this body, the rest passes. This chunk goes as is said beside it."""
         return self._with("skip_body", True)
 
     def _mutate(self, action: str, data: bytes | None) -> Self:
@@ -226,13 +232,13 @@ class Challenge(HttpVerdict):
 
 
 class WebSocketVerdict(Verdict):
-    """An answer about a WebSocket frame."""
+    """An answer about a WebSocket message."""
 
     __slots__ = ()
 
 
 class WebSocketAllow(WebSocketVerdict):
-    """Let the frame pass."""
+    """Let the message pass."""
 
     __slots__ = ()
 
@@ -241,7 +247,7 @@ class WebSocketAllow(WebSocketVerdict):
 
 
 class WebSocketDrop(WebSocketVerdict):
-    """Take the frame out."""
+    """Take the message out. Of a close only its code and reason are taken: it cannot be dropped."""
 
     __slots__ = ()
 
@@ -250,7 +256,7 @@ class WebSocketDrop(WebSocketVerdict):
 
 
 class WebSocketReplace(WebSocketVerdict):
-    """Put another payload into the frame; text is sent as UTF-8."""
+    """Put another payload into the message; str is sent as UTF-8, and a text message must stay UTF-8."""
 
     __slots__ = ()
 
@@ -265,8 +271,8 @@ class WebSocketClose(WebSocketVerdict):
     __slots__ = ()
 
     def __init__(self, code: int = 1008, reason: str = "") -> None:
-        if not isinstance(code, int) or not 1000 <= code <= 4999:
-            raise ValueError(f"close code {code!r} is not from 1000 to 4999")
+        if not isinstance(code, int) or not (1000 <= code <= 1014 or 3000 <= code <= 4999) or code in NO_CLOSE_CODES:
+            raise ValueError(f"close code {code!r} is none that may be sent")  # RFC 6455 7.4
         if len(reason.encode()) > 123:
             raise ValueError("a close reason has at most 123 bytes")  # RFC 6455 5.5
         super().__init__({"websocket_decision": {"close": {"code": code, "reason": reason}}})
@@ -292,7 +298,7 @@ class Detection:
             self.fields["confidence"] = _confidence(confidence)
         if span is not None:
             start, end = span
-            if not 0 <= start <= end:
+            if not 0 <= start < end <= MAX_SPAN:
                 raise ValueError(f"span {span!r} does not run forward")
             self.fields["span"] = {"start": start, "end": end}
 
@@ -314,6 +320,8 @@ class Guardrail(Verdict):
             "confidence": _confidence(confidence),
             "detections": [detection.fields for detection in detections],
         }
+        if len(response["detections"]) > MAX_DETECTIONS:
+            raise ValueError(f"{len(response['detections'])} detections, at most {MAX_DETECTIONS} are read")
         if redacted_content is not None:
             response["redacted_content"] = redacted_content
         super().__init__({"guardrail_response": response})
@@ -331,31 +339,47 @@ def encode(verdict: object, event: Event) -> tuple[orjson.Fragment, bytes | None
     if isinstance(verdict, AgentError):
         return error_fragment(verdict.code, verdict.message), None
     if kind in ("websocket_frame", "guardrail_inspect"):
-        fits: type[Verdict] = WebSocketVerdict if kind == "websocket_frame" else Guardrail
+        fits = (WebSocketVerdict,) if kind == "websocket_frame" else (Guardrail, Block)
         if isinstance(verdict, Allow) and verdict._mutation is None and verdict._fields.keys() <= {"decision", "audit"}:
             plain: Verdict = _WEBSOCKET_ALLOW if kind == "websocket_frame" else _GUARDRAIL_CLEAN
             verdict = plain._with("audit", verdict._fields["audit"]) if "audit" in verdict._fields else plain
         if not isinstance(verdict, fits):
             raise Unfit(f"{_name(verdict)} is no answer to {kind}")
+        if verdict._body is not None and event.raw.get("opcode") == "text" and not _is_utf8(verdict._body):
+            raise Unfit("the payload in the place of a text message is no UTF-8")
         return _dump(verdict._fields), verdict._body
     if not isinstance(verdict, HttpVerdict):
         raise Unfit(f"{_name(verdict)} is no answer to {kind}")
     fields = verdict._fields
     if isinstance(event, _Chunk):
-        if event.is_last and fields.get("needs_more"):
-            raise Unfit("needs_more on the last chunk: there is no more")
+        if "needs_more" in fields:
+            if event.is_last:
+                raise Unfit("needs_more on the last chunk: there is no more")
+            if verdict._mutation is not None or "skip_body" in fields:
+                raise Unfit(f"needs_more beside {verdict._mutation or 'skip_body'}: what is held is decided on later")
         if verdict._mutation is not None:
             member = kind.removesuffix("_chunk") + "_mutation"
             fields = {**fields, member: {"chunk_index": event.chunk_index, "action": verdict._mutation}}
             return _dump(fields), verdict._body
-        if fields.get("needs_more"):
-            return _dump(fields), None
-    elif verdict._mutation is not None or fields.get("needs_more"):
+        if not fields.keys().isdisjoint(_OF_CHUNKS):
+            return _dump(fields), None  # not kept: it would be wrong beside other events
+    elif verdict._mutation is not None or "needs_more" in fields:
         raise Unfit(f"{verdict._mutation or 'needs_more'} is about a body chunk, not about {kind}")
     fragment = _dump(fields)
     if verdict._body is None:
         verdict._fragment = fragment
     return fragment, verdict._body
+
+
+_OF_CHUNKS: Final = ("needs_more", "skip_body")
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _dump(fields: _Fields) -> orjson.Fragment:

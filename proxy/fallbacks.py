@@ -1,0 +1,81 @@
+"""The part of a driver that sends a request to the next upstream when one has failed it.
+
+Between `proxy/bodies.py` and `proxy/upgraded.py`. Only before a response's head was taken: agents and the client see
+one response. The request's body is kept, as it went upstream, for as long as it may be needed and up to
+FALLBACK_KEPT_BYTES; a longer one has one upstream. Which failures count is decided in proxy/guardrails/fallback.py.
+
+Kind: IO.
+"""
+
+from typing import TYPE_CHECKING
+
+from proxy.bodies import Bodies
+from proxy.exchange_states import SENDING, WAITING
+from proxy.guardrails.fallback import reason_of_failure, reason_of_status
+from proxy.upstream.pool import UpstreamPool
+from shared.defaults import FALLBACK_KEPT_BYTES
+from shared.errors import UpstreamFailed
+from shared.metrics import R_FALLBACKS
+
+if TYPE_CHECKING:
+    from proxy.app import RouteRuntime
+
+
+class Fallbacks(Bodies):
+    """An exchange with several upstreams, one after the other."""
+
+    __slots__ = ("_kept", "_kept_bytes", "_tried", "fallback_host", "pool")
+
+    pool: UpstreamPool  # the upstream that is asked now
+    fallback_host: bytes  # the Host that it gets where the client gave none
+
+    def _begin_fallbacks(self, route: "RouteRuntime") -> None:
+        """As part of the construction."""
+        self.pool = route.pool
+        self.fallback_host = route.fallback_host
+        self._kept: list[bytes] | None = [] if route.fallbacks else None
+        self._kept_bytes = self._tried = 0
+
+    def keep(self, data: bytes) -> None:
+        """Bytes of the request's body that go upstream."""
+        kept = self._kept
+        if kept is not None:
+            self._kept_bytes += len(data)
+            kept.append(data)
+            if self._kept_bytes > FALLBACK_KEPT_BYTES:
+                self._kept = None
+
+    def falls_back_from(self, failure: UpstreamFailed) -> bool:
+        """The upstream failed; True = another one is asked."""
+        return self._kept is not None and self._fall_back(reason_of_failure(failure))
+
+    def falls_back_after(self, status: int) -> bool:
+        """The upstream answers with this status; True = another one is asked, and this response is over."""
+        if self._kept is None:
+            return False
+        if self._fall_back(reason_of_status(status)):
+            return True
+        self._kept = None  # this response is the one
+        return False
+
+    def _fall_back(self, reason: str) -> bool:
+        kept, fallbacks = self._kept, self.route.fallbacks
+        if not reason or kept is None or self._tried >= len(fallbacks) or self.state not in (WAITING, SENDING):
+            return False
+        failed = self.pool.name
+        self.abort_upstream()
+        self.pool, self.fallback_host = fallbacks[self._tried]
+        self._tried += 1
+        self.route.tally[R_FALLBACKS] += 1
+        self.note_fallback(reason, failed, self.pool.name)
+        self.protocol.release_for_upstream()
+        self._kept, self._kept_bytes = [], 0
+        if kept:
+            self.held = kept + self.held if self.held is not None else kept
+        self.state = WAITING
+        self.connect()
+        return True
+
+    def note_fallback(self, reason: str, failed: str, upstream: str) -> None:
+        """Into the audit: which upstream failed and why, and which one is asked now."""
+        raise NotImplementedError
