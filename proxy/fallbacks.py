@@ -2,23 +2,36 @@
 
 Between `proxy/bodies.py` and `proxy/upgraded.py`. Only before a response's head was taken: agents and the client see
 one response. The request's body is kept, as it went upstream, for as long as it may be needed and up to
-FALLBACK_KEPT_BYTES; a longer one has one upstream. Which failures count is decided in proxy/guardrails/fallback.py.
+FALLBACK_KEPT_BYTES; a longer one has one upstream. Any way of getting no response head counts, but those that are this
+worker's own; so do the statuses by which a server says that it cannot now, though another one might.
 
 Kind: IO.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.bodies import Bodies
 from proxy.exchange_states import SENDING, WAITING
-from proxy.guardrails.fallback import reason_of_failure, reason_of_status
 from proxy.upstream.pool import UpstreamPool
-from shared.defaults import FALLBACK_KEPT_BYTES
+from shared.defaults import FALLBACK_KEPT_BYTES, FALLBACK_STATUSES
 from shared.errors import UpstreamFailed
 from shared.metrics import R_FALLBACKS
 
 if TYPE_CHECKING:
     from proxy.app import RouteRuntime
+
+
+_OURS: Final = ("shutting_down", "internal_error")  # the next upstream would fail in the same way
+
+
+def reason_of_status(status: int) -> str:
+    """Why a response with this status is not taken; "" = it is."""
+    return f"status_{status}" if status in FALLBACK_STATUSES else ""
+
+
+def reason_of_failure(failure: UpstreamFailed) -> str:
+    """Why a failure before the response's head sends the request on; "" = it does not."""
+    return "" if failure.reason in _OURS else failure.reason
 
 
 class Fallbacks(Bodies):

@@ -215,7 +215,7 @@ class V2Transport:
         """
         gone = self.registry.configure(agents, lanes)
         moved = [seat for seat in gone if seat.name in lanes and lanes[seat.name].is_configured]
-        self._reception.take_configuration([s for s in gone if s not in moved], moved, drain_deadline_ns)
+        self._reception.rollout.take([s for s in gone if s not in moved], moved, drain_deadline_ns)
 
     def forget(self, agents: Collection[str], drain_deadline_ns: int) -> None:
         """These agents are asked by nobody any more."""
@@ -289,7 +289,7 @@ class V2Transport:
                 self._gate.shut_out(address)
         self.guard.look(now)
         self._reception.log.tick(now)
-        self._reception.reconfigure_more(now)
+        self._reception.rollout.look(now)
         self._tell_drained()
 
     def _look(self, session: V2Session, now: int) -> bool:

@@ -9,11 +9,12 @@ past here (agentd/transport/zmq_session.py). No sockets: bytes leave through the
 Kind: IO (the transport sends).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from agentd.peers import Peer
-from agentd.registry import RETRY_AFTER_MS, No, Registry, Seat
+from agentd.registry import RETRY_AFTER_MS, No, Registry
+from agentd.transport.zmq_rollout import Rollout
 from agentd.transport.zmq_session import Outbox, V2Session
 from shared import log
 from shared.clock import MS, S
@@ -22,15 +23,12 @@ from shared.defaults import (
     AGENT_ENDED_REMEMBERED,
     AGENT_ENDED_TOTAL,
     AGENT_LOG_LINES_PER_S,
-    DRAIN_DEADLINE_MS,
     DRAINED_HELD_OUT_S,
     DRAINS_REMEMBERED,
     HELLO_RETRY_MS,
     HELLO_WITHIN_MS,
     PENALTIES_MAX,
-    RECONFIGURE_WITHIN_MS,
     REFUSED_LINGER_MS,
-    V1_HANDOVER_MS,
 )
 from shared.errors import WireError
 from shared.wire.agent_messages import (
@@ -102,8 +100,7 @@ class Reception:
         self._heartbeat_ms = heartbeat_ms
         self._on_change = on_change
         self._penalties: dict[tuple[int, int], int] = {}  # (uid, pid) -> until when it is not listened to
-        self._has_more = False  # instances wait for their turn to get a reload's CONFIG
-        self._outgoing: dict[Seat, int] = {}  # of agents that changed their protocol: until when they serve at most
+        self.rollout = Rollout(self, clock)
         self.farewells: dict[str, Farewell] = {}  # by session id; the last DRAINS_REMEMBERED
         self._held_out: dict[tuple[int, int, str, str], int] = {}  # uid, pid, agent, instance -> until when
 
@@ -259,7 +256,7 @@ class Reception:
                 session.health, session.health_message = "healthy", ""
             self.say(session, Event.ACCEPT, now)
             session.pause()
-            self.reconfigure_more(now)
+            self.rollout.look(now)
         elif not result.accepted:
             self.refuse(session, RefuseCode.CONFIG_REJECTED, reason)
         elif state is State.CONFIGURING:
@@ -276,59 +273,6 @@ class Reception:
             session.pause()
             seat.lane.instance_up(session)
             self._on_change()
-
-    # --- a reload --------------------------------------------------------------------------------
-
-    def take_configuration(self, gone: Collection[Seat], moved: Collection[Seat], drain_deadline_ns: int) -> None:
-        """The registry has another one: CONFIG, DRAIN or REFUSE to whom it concerns. Agents that have `moved` to zmq-v1
-        serve until they have been dialled."""
-        now = self._clock()
-        self._outgoing.update(dict.fromkeys(moved, now + V1_HANDOVER_MS * MS))
-        for session in list(self.sessions.values()):
-            seat, state = session.seat, session.wire.state
-            if seat is None or state in (State.HELLO, State.CHALLENGED, State.REFUSED):
-                continue
-            session.take_bounds()
-            missing = seat.missing_events(session.hello.events)
-            if seat in gone:
-                session.begin_drain(drain_deadline_ns)
-            elif session.peer.uid not in seat.uids:
-                self.refuse(session, RefuseCode.NOT_ALLOWED, "the configuration does not allow this user any more")
-            elif missing:
-                reason = f"HELLO lacks {', '.join(missing)}, which the configuration lists"
-                self.refuse(session, RefuseCode.MISSING_EVENTS, reason)
-        self.reconfigure(now)
-
-    def reconfigure(self, now: int) -> None:
-        """CONFIG to whoever has an earlier one, an agent's instances one after the other: the rest goes on."""
-        late_ns = now - RECONFIGURE_WITHIN_MS * MS
-        sessions = list(self.sessions.values())
-        busy = {s.seat for s in sessions if s.wire.state is State.RECONFIGURING and s.wire.since_ns > late_ns}
-        self._has_more = False
-        for session in sessions:
-            seat, state = session.seat, session.wire.state
-            if seat is None or state not in (State.CONFIGURING, State.READY, State.RECONFIGURING):
-                continue
-            if session.config_version == seat.configuration.config_version:
-                continue
-            if state is State.READY and seat in busy:
-                self._has_more = True
-                continue
-            if state is State.READY:
-                busy.add(seat)
-            self.say(session, Event.RECONFIGURE, now)
-            session.pause()
-
-    def reconfigure_more(self, now: int) -> None:
-        """Perhaps the next one's turn has come, or its time to leave."""
-        if self._has_more:
-            self.reconfigure(now)
-        for seat, until in list(self._outgoing.items()):
-            leaving = list(seat.sessions.values())
-            if now >= until or any(instance not in leaving for instance in seat.lane.pool.instances) or not leaving:
-                del self._outgoing[seat]
-                for session in leaving:
-                    session.begin_drain(now + DRAIN_DEADLINE_MS * MS)
 
     # --- what is said to them ---------------------------------------------------------------------
 

@@ -9,5 +9,4 @@
 7  whole.py, stream.py                 the stages of a flow (proxy/flow.py) that do all this
 8  rails.py      configuration         -> the stages of a route;  account.py: audit and metrics
 9  usage.py      a response on its way -> tokens per model
-10 fallback.py   a failed upstream     -> the next one, or not
 """

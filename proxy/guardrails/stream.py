@@ -24,6 +24,7 @@ from proxy.guardrails.window import Whole, Window
 from shared.defaults import (
     GUARDRAIL_CHANNELS_MAX,
     GUARDRAIL_CHANNELS_SWEPT,
+    GUARDRAIL_EVENT_BYTES,
     GUARDRAIL_HELD_SHARE,
 )
 from shared.errors import Uninspectable
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from proxy.flow import Flow
 
 _DONE: Final = b"[DONE]"
-_BYTES_PER_CHAR: Final = 512  # of an event that carries one character
 
 
 class _Piece(NamedTuple):
@@ -104,7 +104,7 @@ class StreamStage(Stage):
         self._parser = SseParser(rail.max_bytes)
         self._queue: deque[_Held] = deque()
         self._bytes = 0  # of the held events
-        self._most_bytes = max(GUARDRAIL_HELD_SHARE * rail.max_bytes, 2 * rail.window_chars * _BYTES_PER_CHAR)
+        self._most_bytes = max(GUARDRAIL_HELD_SHARE * rail.max_bytes, 2 * rail.window_chars * GUARDRAIL_EVENT_BYTES)
         self._windows: dict[Channel, Window] = {}
         self._wholes: dict[Channel, Whole] = {}
         self._complete: list[Whole] = []  # taken from there, and not shown yet

@@ -18,13 +18,13 @@ import orjson
 from proxy.chunks import Stage
 from proxy.guardrails.shapes import model_of
 from proxy.guardrails.sse import SseParser
+from shared.defaults import TOKENS_MAX
 from shared.errors import Uninspectable
 
 if TYPE_CHECKING:
     from proxy.flow import Flow
 
 _SIGN: Final = b'"usage"'
-_MOST: Final = 1 << 40  # a provider's number beyond this is none
 _INPUT: Final = ("prompt_tokens", "input_tokens")
 _CACHED: Final = ("cache_creation_input_tokens", "cache_read_input_tokens")
 _OUTPUT: Final = ("completion_tokens", "output_tokens")
@@ -73,7 +73,7 @@ def read(value: Any, before: Usage) -> Usage:
 def _number(usage: dict[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
         number = usage.get(name)
-        if type(number) is int and 0 <= number < _MOST:
+        if type(number) is int and 0 <= number < TOKENS_MAX:
             return number
     return None
 

@@ -15,13 +15,9 @@ is held back from its first character until it has ended, however long it grows;
 Kind: pure.
 """
 
-from typing import Final
-
 from proxy.guardrails.inspect import Edit, merged
 from proxy.guardrails.shapes import Part, Texts
-from shared.defaults import GUARDRAIL_CONTEXT_CHARS, GUARDRAIL_STEP_SHARE
-
-_REPORTED_MAX: Final = 10_000  # findings of one window that are remembered, not to be told again
+from shared.defaults import GUARDRAIL_CONTEXT_CHARS, GUARDRAIL_REPORTED_MAX, GUARDRAIL_STEP_SHARE
 
 
 class Window:
@@ -92,7 +88,7 @@ class Window:
         seen = (*finding, start + at, end + at) if start >= 0 else finding
         if seen in self._reported:
             return False
-        if len(self._reported) >= _REPORTED_MAX:
+        if len(self._reported) >= GUARDRAIL_REPORTED_MAX:
             self._reported.clear()
         self._reported.add(seen)
         return True

@@ -887,9 +887,9 @@ class TestReload:
             a = await world.ready()
             other = agent(protocol="zmq-v1", endpoint="ipc:///nowhere")
             world.v2.configure([other], world.lanes, world.clock())
-            world.v2._reception.reconfigure_more(world.clock() + d.V1_HANDOVER_MS * MS - 10**9)
+            world.v2._reception.rollout.look(world.clock() + d.V1_HANDOVER_MS * MS - 10**9)
             assert world.lane.live_instances == 1
-            world.v2._reception.reconfigure_more(world.clock() + d.V1_HANDOVER_MS * MS)
+            world.v2._reception.rollout.look(world.clock() + d.V1_HANDOVER_MS * MS)
             await a.expect(b"DRAIN")
 
     async def test_agent_that_is_gone_is_drained(self) -> None:

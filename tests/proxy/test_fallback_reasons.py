@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.guardrails.fallback import reason_of_failure, reason_of_status
+from proxy.fallbacks import reason_of_failure, reason_of_status
 from shared.errors import UpstreamFailed
 
 
