@@ -20,7 +20,7 @@ from proxy.websocket import GOING_AWAY, Message, Relay, Way
 from proxy.websocket_peer import Peer
 from shared.clock import now_ns
 from shared.config.schema_routes import WebSocket
-from shared.decision import ALLOW, Decision, Outcome, on_failure
+from shared.decision import Decision, Outcome, on_failure
 from shared.wire.envelope import CancelReason
 from shared.wire.messages import websocket_frame_event
 
@@ -150,6 +150,8 @@ class FrameTunnel:
         self._protocol = driver.protocol
         self._upstream: UpstreamConnection | None = upstream
         self._views = views
+        # Settled with the upgrade: a HELLO in the middle of it frees no message from those who decide.
+        self._masks = [view.mask for view in views]
         self._questions: dict[Way, _Question] = {}
         self._connects = driver.connects  # of dispatch, when something was first shown; 0: nothing was
         self._is_client_gone = self._client_ended = False
@@ -237,14 +239,12 @@ class FrameTunnel:
             self._upstream.resume_reading()
 
     def ask(self, way: Way, message: Message, stage: int) -> Decision | None:
-        view = self._views[stage]
-        if not view.mask:
-            return ALLOW
+        view, mask = self._views[stage], self._masks[stage]
         driver = self._driver
         dispatch = self._protocol.context.dispatch
         if self._connects != dispatch.connects:
             if self._connects:  # agentd has restarted: whoever it would ask now has not seen what came before
-                refusal = dispatch.failed(view, view.mask, Outcome.DISCONNECTED)
+                refusal = dispatch.failed(view, mask, Outcome.DISCONNECTED)
                 driver.count(view, refusal)
                 return refusal
             self._connects = dispatch.connects
@@ -259,7 +259,7 @@ class FrameTunnel:
         )
         question = _Question(self, way, view, driver.exchange_id)
         driver.was_shown = True
-        said = dispatch.send_body(question, view, view.mask, event, message.payload, message.index, False, now_ns())
+        said = dispatch.send_body(question, view, mask, event, message.payload, message.index, False, now_ns())
         if isinstance(said, Decision):
             driver.count(view, said)
             return said

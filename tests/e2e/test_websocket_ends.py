@@ -2,14 +2,14 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from websockets.frames import CLOSE, TEXT, Frame
 
 from proxy.upgrade import accept_of
-from tests.e2e.agents import V2Agent
+from tests.e2e.agents import ALLOW, V2Agent
 from tests.e2e.websocket_world import ACCEPTS, KEY, Raw, Upstream, decide, everything, raw_upstream
 from tests.product import System, proxy_config
 from tests.support import python, wait_until
@@ -20,13 +20,13 @@ IDLE_S = 0.4
 class World:
     """Agentd and one agent; `/agent` in front of any upstream, everything else a tunnel; idle after 0.4 s."""
 
-    def __init__(self, tmp: Path, upstream: str, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, tmp: Path, upstream: str, idle_s: float = IDLE_S, events: Sequence[str] | None = ("websocket_frame",)
+    ) -> None:
         config = proxy_config(
             "127.0.0.1:1",
             upstreams=[{"name": "app", "targets": [{"address": upstream}], "idle_timeout_s": idle_s}],
-            agents=[
-                {"name": "f", "protocol": "zmq-v2", "events": ["websocket_frame"], "timeout_ms": 5000},
-            ],
+            agents=[{"name": "f", "protocol": "zmq-v2", "timeout_ms": 5000, **({"events": events} if events else {})}],
             routes=[
                 {"name": "agent", "upstream": "app", "match": {"path_prefix": "/agent"}, "filters": [{"agent": "f"}]},
                 {"name": "tunnel", "upstream": "app"},
@@ -73,6 +73,27 @@ class TestSilence:
         with Raw(world.system.address, "/") as raw:
             raw.head()
             assert everything(raw.socket) == b""
+
+
+def test_a_hello_in_the_middle_frees_no_message(tmp_path: Path, upstream: Upstream) -> None:
+    """Without `events` the latest HELLO says who sees what; an upgrade of before stays with those who decided then."""
+    with World(tmp_path, upstream.address, idle_s=60, events=None) as world, Raw(world.system.address, "/agent") as old:
+        old.head()
+        old.send(TEXT, b"before")
+        assert old.frame() == (TEXT, b"before")
+        world.agent.close()
+        world.agent = V2Agent(world.system.agents_endpoint, "f", ["request_headers"], lambda event: ALLOW)
+        assert world.agent.ready.wait(10)
+
+        def is_a_tunnel() -> bool:
+            with Raw(world.system.address, "/agent") as new:
+                new.head()
+                new.send(TEXT, b"unseen")
+                return bool(new.frame() == (TEXT, b"unseen"))
+
+        wait_until(is_a_tunnel, 10)
+        old.send(TEXT, b"after")
+        assert old.frame() == (CLOSE, b"\x03\xf3")
 
 
 class TestAgentd:
