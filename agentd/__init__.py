@@ -5,6 +5,7 @@ The steps from a worker's envelope to a decision, and the file of each:
  1. records arrive, their worker is known by the kernel's word   ingress.py, peers.py  (bytes: shared/wire/envelope.py)
  2. an event finds its plan and becomes a group                  dispatcher.py         (plans: shared/plan.py)
  3. whom to ask when, parallel or one after the other            group.py              -> a call.py per agent
+    one agent alone: group and call in one                       lone.py
  4. breaker, rate, free place, queue: may this call go now?      lane.py, rate.py      (shared/breaker.py)
  5. which instance gets it                                       pool.py
  6. to the agent and back                                        transport/            (bytes: shared/wire/agent_zmq.py)

@@ -2,6 +2,8 @@
 
     worker's event --dispatcher--> Call --lane--> Instance.send --agent--> lane.answered / lane.failed
 
+A `LoneCall` (agentd/lone.py) is one, and the event that asks as well.
+
 The shapes only: no policy, no state machine. The lane alone changes `state`, `permit`, `instance`,
 `instance.calls`, `instance.pins` and `instance.is_live`; a transport reads them and reports back.
 

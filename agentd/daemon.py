@@ -35,8 +35,8 @@ from agentd.dispatcher import Dispatcher
 from agentd.drains import Drains
 from agentd.health import HealthSource, LoopLag
 from agentd.ingress import Ingress
+from agentd.memory import MemoryGuard
 from agentd.operations import Operations, latency_of
-from agentd.peers import MemoryGuard
 from agentd.publish import Publisher
 from agentd.reload import Fresh, Reloading
 from agentd.takeover import Takeover, sink_of
@@ -47,16 +47,19 @@ from shared.config.load import Loaded
 from shared.defaults import (
     AGENTD_BEAT_MS,
     AGENTD_STALE_MS,
+    ALARM_LATE_MS,
     AUDIT_STOP_S,
     DRAIN_DEADLINE_MS,
     HEALTH_LOOK_SHARE,
     MEMORY_LOOK_MS,
+    READ_FIRST_MS,
+    READ_FIRST_TIMES,
 )
 from shared.errors import WardgateError
 from shared.notify import Notify
-from shared.pump import Turn
 from shared.runtime import Runtime
 from shared.segment import AgentdWriter, BreakerState, ProxyView
+from shared.turn import Turn
 from shared.wire import audit
 from shared.wire.segment import NEVER_NS
 
@@ -88,6 +91,7 @@ class Daemon:
         self._beat_due_ns = 0
         self._alarm_due_ns = 0
         self._read_first = ReadFirst()
+        self._reads = 0  # how often a late alarm was put off for what came meanwhile
         self._look_due_ns = 0
         self._watchdog_due_ns = 0
         self._audit_lost = 0
@@ -105,7 +109,7 @@ class Daemon:
         with contextlib.ExitStack() as stack:
             try:
                 self._open(stack)
-            except zmq.ZMQError as error:
+            except (OSError, zmq.ZMQError) as error:
                 raise WardgateError(f"cannot listen in {self._runtime.dir}: {error.strerror}") from error
             code = await self._serve()
         _log.info("agentd has stopped")
@@ -154,19 +158,16 @@ class Daemon:
         stack.callback(self._disarm)
         self._dispatcher.configure(config.agents)
         lanes = self._dispatcher.lanes
-        # An I/O thread each: a flooding agent, or a slow name in an agent's endpoint, must not hold up the workers.
-        for_workers, for_agents = zmq.Context(), zmq.Context()
-        for context in (for_workers, for_agents):
-            stack.callback(context.destroy, 0)
-        # A body is here twice: as it came, and on its way out.
-        guard = MemoryGuard(accounted_bytes=lambda: 2 * self._dispatcher.body_bytes)
+        for_v1: zmq.Context[zmq.Socket[bytes]] = zmq.Context()  # its thread starts with the first socket
+        stack.callback(for_v1.destroy, 0)
+        guard = MemoryGuard(accounted_bytes=self._accounted_bytes)
         moved, agents = self._lanes_moved, config.agents
         turn = Turn(self._loop)
         self._v2 = V2Transport(
-            for_agents, self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved,
+            self._loop, runtime, agents, lanes, clock=clock, guard=guard, on_change=moved,
             hwm=config.runtime.agent_hwm, turn=turn,
         )  # fmt: skip
-        self._v1 = V1Transport(for_agents, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
+        self._v1 = V1Transport(for_v1, self._loop, agents, lanes, clock=clock, guard=guard, on_change=moved)
         writer = AgentdWriter.create(runtime.agentd_segment, loaded.digest)
         registry = self._v2.registry
         self._publisher = Publisher(writer, lanes, registry.hello_mask, runtime.breakers_file)
@@ -179,17 +180,15 @@ class Daemon:
                 _log.warning("breaker of %s is open: an operator opened it before the restart", name)
         self._publisher.refresh()
         self._ingress = Ingress(
-            for_workers,
             self._loop,
             runtime.workers_socket,
             self._dispatcher,
             self._put_audit,
             nonce=nonce,
             config_digest=loaded.digest,
-            hwm=config.runtime.hop_hwm,
             turn=turn,
+            max_unsent=config.runtime.hop_unsent_bytes,
         )
-        stack.callback(_unlink, runtime.workers_socket)  # libzmq leaves it
         stack.callback(self._ingress.close)
         for transport in (self._v2, self._v1):
             stack.callback(transport.close)
@@ -232,6 +231,11 @@ class Daemon:
         )
         self._state.attach(self._reloading, Drains(lanes, self._v2, clock))
         self._admin = AdminServer(rules, [*tcp, unix])
+
+    def _accounted_bytes(self) -> int:
+        """Of what agentd holds: bodies, twice (as they came, and on their way out), and what others do not read."""
+        unsent = self._ingress.all_unsent_bytes if hasattr(self, "_ingress") else 0
+        return 2 * self._dispatcher.body_bytes + self._v2.unsent_bytes + unsent
 
     def _announce(self, tcp: list[socket.socket], stack: contextlib.ExitStack) -> None:
         """The addresses as bound: port 0 of the configuration is a real one here."""
@@ -303,10 +307,19 @@ class Daemon:
     def _ring(self) -> None:
         now = self._clock()
         wait_ms = self._read_first.wait_ms(self._alarm_due_ns, now)
+        is_late = now - self._alarm_due_ns > ALARM_LATE_MS * MS
+        if is_late and not wait_ms and self._reads < READ_FIRST_TIMES:
+            self._reads += 1
+            # Armed before: a defect in one message's handler must not leave all deadlines without their alarm.
+            again = self._deadline_timer = self._loop.call_later(READ_FIRST_MS / 1000, self._ring)
+            if self._v2.read_arrived():
+                return  # a socket holds some 270 messages: more of them may be on their way now
+            again.cancel()
         if wait_ms:
             self._deadline_timer = self._loop.call_later(wait_ms / 1000, self._ring)
             return
         self._deadline_timer = None
+        self._reads = 0
         self._dispatcher.expire(now)
 
     def _beat(self) -> None:

@@ -14,6 +14,7 @@ from agentd.alarm import Alarm
 from agentd.call import Asked
 from agentd.group import EventGroup, Merges, ResolvedPlan
 from agentd.lane import Lane
+from agentd.lone import LoneCall
 from agentd.record import audit_record
 from shared.clock import MS
 from shared.config.schema import Agent
@@ -29,6 +30,7 @@ from shared.wire.segment import NEVER_NS, BreakerState
 from shared.wire.verdict import HEAD, Question
 
 _NOBODY: dict[int, int] = {}
+Group = EventGroup | LoneCall
 Reply = Callable[[int, Decision], None]
 
 
@@ -43,8 +45,8 @@ class Worker:
         self.reply = reply
         self.plans: tuple[ResolvedPlan, ...] = ()
         # Events that await a decision. A row per timeout is in order: one worker's deadlines only grow.
-        self.deadlines: Deadlines[EventGroup] = Deadlines()
-        self.exchanges: dict[int, list[EventGroup]] = {}  # whatever is not closed, by exchange
+        self.deadlines: Deadlines[Group] = Deadlines()
+        self.exchanges: dict[int, list[Group]] = {}  # whatever is not closed, by exchange
         self.pins: dict[int, list[Lane]] = {}  # lanes that may have pinned the exchange
         # Observers that want no more of a body: exchange -> plan -> mask. Only of exchanges that are in `pins`.
         self.skips: dict[int, dict[int, int]] = {}
@@ -198,8 +200,9 @@ class Dispatcher:
             plan = worker.plans[record.plan]
         except IndexError:
             raise WireError(f"event of plan {record.plan}, the table has {len(worker.plans)}") from None
-        if record.kind != plan.kind or record.mask & ~plan.full_mask:
-            raise WireError(f"event of kind {record.kind} with mask {record.mask:x} does not fit plan {record.plan}")
+        mask = record.mask
+        if record.kind != plan.kind or mask & ~plan.full_mask:
+            raise WireError(f"event of kind {record.kind} with mask {mask:x} does not fit plan {record.plan}")
         if body is not None and not plan.has_body:
             raise WireError(f"event of kind {record.kind} has no body")
         event_id, exchange_id = record.event_id, record.exchange_id
@@ -213,19 +216,43 @@ class Dispatcher:
         if record.deadline_ns < deadline_ns:
             deadline_ns = record.deadline_ns
         key = None if record.is_final and exchange_id not in worker.pins else (worker.identity, exchange_id)
-        group = EventGroup(
-            self,
-            worker,
-            plan,
-            event_id,
-            exchange_id,
-            key,
-            record.is_final,
-            deadline_ns,
-            record.event,
-            record.mask,
-            [None] * len(plan.asked),
-        )
+        group: Group
+        lane = plan.lane
+        if lane is not None and mask:
+            number = self.calls = self.calls + 1
+            group = LoneCall(
+                number,
+                f"{self.call_prefix}{number:x}",
+                record.event,
+                plan.asked[0],
+                None,
+                now,
+                deadline_ns,
+                key,
+                dispatcher=self,
+                worker=worker,
+                plan=plan,
+                event_id=event_id,
+                exchange_id=exchange_id,
+                is_final=record.is_final,
+            )
+            group.group = group
+        else:
+            if plan.has_body and worker.skips:
+                mask &= ~worker.skips.get(exchange_id, _NOBODY).get(record.plan, 0)
+            group = EventGroup(
+                self,
+                worker,
+                plan,
+                event_id,
+                exchange_id,
+                key,
+                record.is_final,
+                deadline_ns,
+                record.event,
+                mask,
+                [None] * len(plan.asked),
+            )
         if plan.question is not HEAD:
             group.question = plan.question
             if plan.has_body:
@@ -234,8 +261,6 @@ class Dispatcher:
                 if body is not None:
                     group.body_bytes = len(body)
                     self.body_bytes += group.body_bytes
-                if worker.skips:
-                    group.mask &= ~worker.skips.get(exchange_id, _NOBODY).get(record.plan, 0)
         groups = worker.exchanges.get(exchange_id)
         if groups is None:
             worker.exchanges[exchange_id] = [group]
@@ -245,11 +270,17 @@ class Dispatcher:
             self.expired_total += 1
             group.too_late(now)
             return
-        if group.mask & plan.enforcing_mask:
+        if mask & plan.enforcing_mask:
             row[event_id] = (deadline_ns, group)
             if deadline_ns < self._alarm.at_ns:
                 self._alarm.by(deadline_ns)
-        group.ask(now)
+        if isinstance(group, EventGroup):
+            group.ask(now)
+            return
+        assert lane is not None
+        if key is not None:
+            worker.remember_pin(exchange_id, lane)
+        lane.submit(group, now, False)
 
     def cancel(self, worker: Worker, exchange_id: int, reason: CancelReason, more_follows: bool = False) -> None:
         """The exchange is over before its time. Observers go on only if it was over by a decision.
@@ -273,7 +304,7 @@ class Dispatcher:
 
     # --- from groups ------------------------------------------------------------------------------
 
-    def closed(self, group: EventGroup, now: int) -> None:
+    def closed(self, group: Group, now: int) -> None:
         """Decided or cancelled, and no observer is out."""
         group.is_closed = True
         worker, exchange_id = group.worker, group.exchange_id
@@ -290,7 +321,6 @@ class Dispatcher:
             self.body_bytes -= group.body_bytes
         if group.is_eventful:
             self._audit(audit_record(group, self._wall()))
-        group.calls.clear()  # calls and groups know each other: without this only the collector frees them
 
     def _release_pins(self, worker: Worker, exchange_id: int) -> None:
         if worker.skips:
@@ -336,7 +366,7 @@ class Dispatcher:
         return sum(len(worker.deadlines) for worker in self.workers.values())
 
 
-def _cancel(groups: list[EventGroup], reason: CancelReason, now: int, with_observers: bool) -> None:
+def _cancel(groups: list[Group], reason: CancelReason, now: int, with_observers: bool) -> None:
     """Newest first: what waits in a queue leaves before a permit comes back, or it would be sent now."""
     for group in reversed(groups.copy()):
         group.cancel(reason, now, with_observers)

@@ -22,10 +22,10 @@ from shared.defaults import MERGES_REMEMBERED
 from shared.events import CHUNKED, EventKind
 from shared.plan import Plan
 from shared.wire.envelope import CancelReason
-from shared.wire.verdict import HEAD, HEAD_AND_HOST, Question
+from shared.wire.verdict import HEAD, HEAD_AND_HOST, Question, Screened
 
 if TYPE_CHECKING:
-    from agentd.dispatcher import Dispatcher, Worker
+    from agentd.dispatcher import Dispatcher, Group, Worker
 
 # Names of their own: a look-up in an Enum costs 0.10 us on CPython 3.11, a global 0.01 (2026-11).
 _QUEUED, _SENT, _ENDED = CallState.QUEUED, CallState.SENT, CallState.ENDED
@@ -53,6 +53,7 @@ class ResolvedPlan:
         "is_simple",
         "is_told",
         "kind",
+        "lane",
         "may_set_host",
         "merges",
         "modes",
@@ -68,7 +69,7 @@ class ResolvedPlan:
         self,
         plan: Plan,
         asked: tuple[Asked, ...],
-        row: "dict[int, tuple[int, EventGroup]]",
+        row: "dict[int, tuple[int, Group]]",
         memory: "dict[object, Merges] | None" = None,
     ) -> None:
         self.number = plan.number
@@ -87,6 +88,8 @@ class ResolvedPlan:
         self.is_simple = plan.full_mask == plan.enforcing_mask and not plan.sequential
         self.row = row
         self.asked = asked
+        # Of its only agent, if that one decides and is known: such events are `LoneCall`s (agentd/lone.py).
+        self.lane = asked[0].lane if len(asked) == 1 and not asked[0].is_observer else None
         self.names = tuple(one.agent for one in asked)
         self.modes: tuple[FailureMode, ...] = tuple(one.failure_mode for one in asked)
         # Plans that merge alike share a memory: of verdicts that never repeat 93 KiB each, times routes, times workers.
@@ -182,7 +185,7 @@ class EventGroup(msgspec.Struct, eq=False):
         self.pending = enforcing.bit_count()
         if not enforcing:
             self.is_decided = True
-            self.dispatcher.closed(self, now)
+            self._close(now)
         elif self.plan.is_sequential:
             self._submit_next(now)
         else:
@@ -239,7 +242,7 @@ class EventGroup(msgspec.Struct, eq=False):
                 self.observing -= 1
                 call.asked.lane.cancel(call, reason, now)
         if not self.observing:
-            self.dispatcher.closed(self, now)
+            self._close(now)
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -310,10 +313,9 @@ class EventGroup(msgspec.Struct, eq=False):
             return _ALLOWS if failure is None else failure.verb
         if decision is not ALLOW:
             self.is_plain = False
-        verb = decision.verb
-        if verb is not _ALLOWS or screened.refused_ops or screened.audit is not None:
+        if is_telling(screened):
             self.is_eventful = True
-        return verb
+        return decision.verb
 
     def _decide(self, now: int) -> None:
         """The phase has ended: reply, then cancel whoever is still working."""
@@ -329,7 +331,7 @@ class EventGroup(msgspec.Struct, eq=False):
                     assert call.asked.lane is not None
                     call.asked.lane.cancel(call, CancelReason.DECIDED, now)
         if not self.observing:
-            self.dispatcher.closed(self, now)
+            self._close(now)
 
     def _merge(self) -> Decision:
         plan = self.plan
@@ -389,7 +391,19 @@ class EventGroup(msgspec.Struct, eq=False):
     def _observer_ended(self, now: int) -> None:
         self.observing -= 1
         if not self.observing and self.is_decided:
-            self.dispatcher.closed(self, now)
+            self._close(now)
+
+    def _close(self, now: int) -> None:
+        self.dispatcher.closed(self, now)
+        self.calls.clear()  # calls and groups know each other: without this only the collector frees them
+
+
+def is_telling(screened: Screened | None) -> bool:
+    """Whether an auditor wants to know what an agent that decides has said; None is a failure."""
+    decision = screened.decision if screened is not None else None
+    if screened is None or decision is None or decision.verb is not _ALLOWS:
+        return True
+    return bool(screened.refused_ops) or screened.audit is not None
 
 
 def _edits(decision: Decision) -> bool:

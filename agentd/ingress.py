@@ -1,27 +1,23 @@
 """Where the workers' messages arrive and their answers leave.
 
-    DEALER of a worker --ipc, mode 0600--> ROUTER --Pump--> records [, bodies] --> Dispatcher
-                       <--one message per loop tick and worker--       decisions
-                       <--records, bodies: apart from the others--     those with long replacements
+    worker --unix socket, mode 0600, ZMTP--> Peers --> records [, bodies] --> Dispatcher
+           <--one message per loop tick--              decisions
+           <--records, bodies: apart from the others-- those with long replacements
 
-A worker is whoever the kernel says runs as our own user (or root): others are cut at accept, and
-REGISTER is taken only from a connection that is known by that. What cannot be read is counted, logged
-with the peer and dropped; a peer unknown to us is told to register again. When a worker's connection
-dies, all it waits for is cancelled at once. Bodies are passed on as views of the frames that they came in. Nothing
-is decided here about events.
+A worker is whoever the kernel says runs as our own user (or root): others are cut at accept;
+what cannot be read is counted, logged with the peer and dropped. A peer that has not registered is told to. When a
+worker's connection dies, all it waits for is cancelled at once. Bodies are passed on as the frames that they came in.
+Nothing is decided here about events.
 
 Kind: IO.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
-import zmq
 
 from agentd.dispatcher import Dispatcher, Worker
-from agentd.frames import uncopied
 from agentd.peers import Loop, Peer, Peers
 from agentd.tokens import TokenTotals
 from shared import log
@@ -31,32 +27,32 @@ from shared.defaults import (
     HELLO_WITHIN_MS,
     HOP_BODIES_BYTES,
     HOP_BODY_FRAME_BYTES,
-    HOP_HWM,
-    HOP_LINGER_MS,
+    HOP_MAX_FRAMES,
     HOP_MAX_MESSAGE_BYTES,
+    HOP_UNSENT_BYTES,
     WIRE_VERSION,
     WORKER_SLOTS,
-    ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
 from shared.events import EventKind
-from shared.pump import Pump, Turn, receive_frames
+from shared.turn import Turn
 from shared.wire.envelope import (
     NO_BODY,
     UNKNOWN_RECORD,
+    EventRecord,
     RecordType,
     Registered,
     pack_decision,
     pack_decision_body,
     pack_registered,
-    records,
+    records_of_worker,
     unpack_cancel,
     unpack_end,
     unpack_event,
     unpack_register,
 )
+from shared.zmtp import Frame
 
-_EVENT = int(RecordType.EVENT)
 _REPLACE = ChunkAction.REPLACE
 _OTHER_VERSION = "other version"  # owner of a connection that is left alone, but not served
 _PEERS_MAX = 2 * WORKER_SLOTS  # a reload starts new workers before the old ones are gone
@@ -65,11 +61,10 @@ _PEERS_MAX = 2 * WORKER_SLOTS  # a reload starts new workers before the old ones
 class Link:
     """One registered worker's connection, and what leaves for it at the end of this tick."""
 
-    __slots__ = ("_ingress", "bodies", "body_out", "body_out_bytes", "identity", "out", "peer", "table", "worker")
+    __slots__ = ("_ingress", "bodies", "body_out", "body_out_bytes", "out", "peer", "table", "worker")
 
-    def __init__(self, ingress: "Ingress", identity: bytes, peer: Peer, table: bytes) -> None:
+    def __init__(self, ingress: "Ingress", peer: Peer, table: bytes) -> None:
         self._ingress = ingress
-        self.identity = identity
         self.peer = peer
         self.table = table  # its REGISTER, to tell a repetition from a change
         self.out: list[bytes] = []
@@ -107,15 +102,14 @@ class Link:
 
 
 class Ingress:
-    """The workers' end of the hop. `path` is the socket's, without a scheme.
+    """The workers' end of the hop. `path` is the socket's.
 
     `on_audit(record)` takes a worker's encoded audit record. `config_digest` is told to workers when they
-    register; set it anew on reload.
+    register; set it anew on reload. `max_unsent` bytes of decisions may wait for a worker that does not read.
     """
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
         loop: Loop,
         path: str,
         dispatcher: Dispatcher,
@@ -124,122 +118,102 @@ class Ingress:
         nonce: str,
         config_digest: str = "",
         turn: Turn | None = None,
-        hwm: int = HOP_HWM,
+        max_unsent: int = HOP_UNSENT_BYTES,
     ) -> None:
         self.config_digest = config_digest
         self.messages = 0
         self.malformed = 0  # messages and records that break the format, and those of strangers
         self.unknown = 0  # messages of peers that have not registered
         self.replies_dropped = 0  # the worker does not read, or is gone
-        self.links: dict[bytes, Link] = {}
+        self.links: dict[Peer, Link] = {}
         self.tokens = TokenTotals()
-        self._loop = loop
         self._turn = turn = turn if turn is not None else Turn(loop)
         self._dispatcher = dispatcher
         self._on_audit = on_audit
         self._nonce = nonce
+        self._registered = 0
         self._dirty: list[Link] = []
         self._log = log.RateLimited("agentd.ingress")
-        self._socket = _router(context, hwm)
         own = os.getuid()
         self._peers = Peers(
-            self._socket,
             loop,
             path,
-            lambda uid: uid in (0, own),
+            self._received,
             self._gone,
+            may_connect=lambda uid: uid in (0, own),
             on_refused=self._refused,
             max_peers=_PEERS_MAX,
-        )
-        old_mask = os.umask(0o177)  # the socket is made with the process's umask: only we and root may connect
-        try:
-            self._socket.bind(f"ipc://{path}")
-        except zmq.ZMQError:
-            self._peers.close()
-            self._socket.close(0)
-            raise
-        finally:
-            os.umask(old_mask)
-        self._path = path
-        self._inode = os.stat(path).st_ino
-        self._pump = Pump(
-            self._socket,
-            loop,
-            self._received,
-            again=zmq.Again,
-            error=zmq.ZMQError,
-            receive=receive_frames(self._socket),
-            linger_ms=HOP_LINGER_MS,
+            max_bytes=HOP_MAX_MESSAGE_BYTES,
+            max_frames=HOP_MAX_FRAMES,
+            max_unsent=max_unsent,
             turn=turn,
         )
+        self._peers.listen(0o177)  # only we and root may connect
 
     def close(self) -> None:
         """Workers see the connection end and use their failure table; the socket's file goes too."""
         self._flush()
         self._peers.close()
-        self._pump.close()
-        try:  # libzmq leaves the file; a successor's is another inode
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
-        except FileNotFoundError:
-            pass
         for link in list(self.links.values()):
             self._drop(link)
 
     def tick(self, now: int) -> None:
-        """About once a second: tell what was not logged one by one, cut who connected and never registered.
-
-        Such a one may be a worker that came back under its old routing id before libzmq had let go of it:
-        its messages then never arrive (seen 2026-11), and only a new connection helps.
-        """
+        """About once a second: tell what was not logged one by one, cut who connected and never registered."""
         self._log.tick(now)
-        for peer in list(self._peers.by_fd.values()):
-            if peer.owner is None and not peer.is_cut and now - peer.accepted_ns > HELLO_WITHIN_MS * MS:
+        for peer in list(self._peers.all):
+            if peer.owner is None and now - peer.accepted_ns > HELLO_WITHIN_MS * MS:
                 self._log.line(log.WARNING, "worker's connection cut: it did not register", peer=str(peer))
                 self._peers.cut(peer)
 
     def local_connections(self) -> tuple[int, int, int]:
         """(open, how many there may be, refused so far) of the workers' socket."""
-        return len(self._peers.by_fd), self._peers.max_peers, self._peers.refused
+        return len(self._peers.all), self._peers.max_peers, self._peers.refused
+
+    @property
+    def all_unsent_bytes(self) -> int:
+        """Of decisions that wait for any worker."""
+        return self._peers.unsent_bytes
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Of decisions that wait for the worker that reads least."""
+        return max((peer.connection.unsent_bytes for peer in self._peers.all), default=0)
 
     # --- in ---------------------------------------------------------------------------------------
 
-    def _received(self, frames: Sequence[Any]) -> None:
+    def _received(self, peer: Peer, frames: Sequence[Frame]) -> None:
         self.messages += 1
-        identity: bytes = frames[0].bytes
-        link = self.links.get(identity)
-        if len(frames) < 2 or (len(frames) > 2 and sum(map(len, frames)) > HOP_MAX_MESSAGE_BYTES):
-            self._bad(link, identity, f"message of {len(frames)} frames and {sum(map(len, frames))} bytes")
-            return
+        link = self.links.get(peer)
+        dispatcher = self._dispatcher
         used: set[int] = set()  # body frames
         try:
-            for kind, rest in records(frames[1].buffer):
+            for kind, rest in records_of_worker(frames[0]):
                 if link is None and kind != RecordType.REGISTER:
                     self.unknown += 1
-                    self._pump.send((identity, UNKNOWN_RECORD))
+                    peer.connection.send((UNKNOWN_RECORD,))
                     return
                 try:
-                    if kind == _EVENT and link is not None:
-                        event = unpack_event(rest)
-                        if event.body_frame == NO_BODY:
-                            self._dispatcher.event(link.worker, event)
+                    if isinstance(rest, EventRecord):
+                        assert link is not None
+                        if rest.body_frame == NO_BODY:
+                            dispatcher.event(link.worker, rest)
                         else:
-                            self._dispatcher.event(link.worker, event, _body(event.body_frame, frames, used))
+                            dispatcher.event(link.worker, rest, _body(rest.body_frame, frames, used))
                     else:
-                        link = self._other(kind, rest, link, identity, frames[1])
+                        link = self._other(kind, rest, link, peer)
                 except WireError as error:
-                    self._bad(link, identity, str(error))
+                    self._bad(peer, str(error))
         except WireError as error:
-            self._bad(link, identity, str(error))
+            self._bad(peer, str(error))
 
-    def _other(
-        self, kind: int, rest: bytes | memoryview, link: Link | None, identity: bytes, frame: zmq.Frame
-    ) -> Link | None:
+    def _other(self, kind: int, rest: bytes | memoryview, link: Link | None, peer: Peer) -> Link | None:
         """A record that is no event; the link as it is afterwards."""
         if kind == RecordType.REGISTER:
-            return self._register(rest, link, identity, frame)
+            return self._register(rest, link, peer)
         assert link is not None
-        if kind == RecordType.CANCEL:
+        if kind == RecordType.EVENT:
+            unpack_event(rest)  # raises: it is too short
+        elif kind == RecordType.CANCEL:
             self._dispatcher.cancel(link.worker, *unpack_cancel(rest))
         elif kind == RecordType.END:
             self._dispatcher.end(link.worker, unpack_end(rest))
@@ -249,29 +223,24 @@ class Ingress:
             self.tokens.told(rest)
         return link  # an unknown type is a newer worker's: skipped
 
-    def _register(self, rest: bytes | memoryview, link: Link | None, identity: bytes, frame: zmq.Frame) -> Link | None:
-        peer = self._peers.of(frame)
-        link = self.links.get(identity)  # asking for the peer may have shown that the old connection is gone
-        if peer is None:
-            self._bad(link, identity, "register from a connection that is gone")
-            return link
+    def _register(self, rest: bytes | memoryview, link: Link | None, peer: Peer) -> Link:
         table = bytes(rest)
-        if link is None or link.peer is not peer or link.table != table:
+        if link is None or link.table != table:
             if int.from_bytes(rest[:2], "little") != WIRE_VERSION:
-                self._say_registered(identity)  # it reads our version there and uses its failure table
+                self._say_registered(peer)  # it reads our version there and uses its failure table
                 peer.owner = peer.owner or _OTHER_VERSION
             register = unpack_register(rest)
-            new = Link(self, identity, peer, table)
+            new = Link(self, peer, table)
+            self._registered += 1
+            identity = link.worker.identity if link is not None else b"%d-%d" % (peer.pid, self._registered)
             new.worker = self._dispatcher.register(identity, register, new.reply)
-            if link is not None:
-                link.peer.owner = None
-            self.links[identity] = peer.owner = link = new
+            self.links[peer] = peer.owner = link = new
             log.line("agentd.ingress", log.INFO, "worker registered", peer=str(peer), plans=len(register.plans))
-        self._say_registered(identity)
+        self._say_registered(peer)
         return link
 
-    def _say_registered(self, identity: bytes) -> None:
-        self._pump.send((identity, pack_registered(Registered(self._nonce, self.config_digest))))
+    def _say_registered(self, peer: Peer) -> None:
+        peer.connection.send((pack_registered(Registered(self._nonce, self.config_digest)),))
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -286,8 +255,9 @@ class Ingress:
         for link in dirty:
             out, link.out = link.out, []
             if out:
+                send = link.peer.connection.send
                 for message, count in _split(out):
-                    if not self._pump.send((link.identity, message)):
+                    if not send((message,)):
                         self.replies_dropped += count
             if link.body_out:
                 self.send_bodies(link)
@@ -297,42 +267,42 @@ class Ingress:
         out, link.body_out = link.body_out, []
         bodies, link.bodies = link.bodies, []
         link.body_out_bytes = 0
-        if not self._pump.send((link.identity, b"".join(out), *map(uncopied, bodies))):
+        if not link.peer.connection.send((b"".join(out), *bodies)):
             self.replies_dropped += len(out)
 
     # --- peers ------------------------------------------------------------------------------------
 
-    def _gone(self, peer: Peer) -> None:
-        link = peer.owner
-        if isinstance(link, Link):
-            log.line("agentd.ingress", log.INFO, "worker gone", peer=str(peer))
+    def _gone(self, peer: Peer, reason: str) -> None:
+        if peer.connection.is_fault:
+            self._bad(peer, reason)
+        link = self.links.get(peer)
+        if link is not None:
+            log.line("agentd.ingress", log.INFO, "worker gone", peer=str(peer), reason=reason)
             self._drop(link)
 
     def _drop(self, link: Link) -> None:
         link.peer.owner = None
-        if self.links.get(link.identity) is link:
-            del self.links[link.identity]
+        del self.links[link.peer]
         self._dispatcher.worker_gone(link.worker)
 
     def _refused(self, peer: Peer, reason: str) -> None:
         self.malformed += 1
         self._log.line(log.WARNING, "connection to the workers' socket refused", peer=str(peer), reason=reason)
 
-    def _bad(self, link: Link | None, identity: bytes, why: str) -> None:
+    def _bad(self, peer: Peer, why: str) -> None:
         self.malformed += 1
-        peer = str(link.peer) if link is not None else f"unregistered {identity[:40]!r}"
-        self._log.line(log.WARNING, "unusable message from a worker", peer=peer, reason=why)
+        who = str(peer) if peer in self.links else f"unregistered {peer}"
+        self._log.line(log.WARNING, "unusable message from a worker", peer=who, reason=why)
 
 
-def _body(number: int, frames: Sequence[Any], used: set[int]) -> memoryview | None:
-    """A view of the event's body frame; an empty one is none."""
-    if number >= len(frames) - 2:
-        raise WireError(f"event names body frame {number}, the message has {len(frames) - 2}")
+def _body(number: int, frames: Sequence[Frame], used: set[int]) -> Frame | None:
+    """The event's body frame; an empty one is none."""
+    if number >= len(frames) - 1:
+        raise WireError(f"event names body frame {number}, the message has {len(frames) - 1}")
     if number in used:
         raise WireError(f"event names body frame {number}, which another event has")
     used.add(number)
-    view: memoryview = frames[number + 2].buffer
-    return view if len(view) else None
+    return frames[number + 1] or None
 
 
 def _shortened(decision: Decision) -> Decision:
@@ -363,19 +333,3 @@ def _split(out: Sequence[bytes]) -> list[tuple[bytes, int]]:
         size += len(record)
     messages.append((b"".join(part), len(part)))
     return messages
-
-
-def _router(context: "zmq.Context[zmq.Socket[bytes]]", hwm: int) -> "zmq.Socket[bytes]":
-    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    for option, value in (
-        (zmq.ROUTER_MANDATORY, 1),
-        (zmq.ROUTER_HANDOVER, 0),  # a routing id belongs to whoever has it
-        (zmq.SNDHWM, hwm),
-        (zmq.RCVHWM, hwm),
-        (zmq.MAXMSGSIZE, HOP_MAX_MESSAGE_BYTES),
-        (zmq.LINGER, 0),
-        (zmq.HANDSHAKE_IVL, ZMTP_HANDSHAKE_MS),
-        # No ZMTP heartbeats; see agentd/peers.py. The kernel tells that a worker died; a frozen one asks nothing.
-    ):
-        socket.setsockopt(option, value)
-    return socket

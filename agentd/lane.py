@@ -101,10 +101,13 @@ class Lane:
         if self.rate.bucket is not None and not self.rate.take(now):
             self._refuse(call, Outcome.QUEUE_FULL, now, "over its rate_limit")
             return
-        is_simple = call.exchange_key is None and not self._queue.length
-        if is_simple and self.in_flight < self.settings.max_concurrent_calls and self._send(call, now):
-            return
-        self._place(call, now)
+        if (
+            call.exchange_key is not None
+            or self._queue.length
+            or self.in_flight >= self.settings.max_concurrent_calls
+            or not self._send(call, now)
+        ):
+            self._place(call, now)
 
     def cancel(self, call: Call, reason: CancelReason, now: int) -> None:
         """Nobody waits any more; the group hears nothing."""
@@ -193,7 +196,8 @@ class Lane:
             self.late_verdict()
             self.released(call)
             return
-        now = now or self._clock()
+        if not now:
+            now = self._clock()
         call.screened = screened
         if screened.decision is None:
             self._take_back(call)
@@ -207,7 +211,7 @@ class Lane:
         if instance is not None and instance.calls.pop(call.call_id, None) is not None:
             self.in_flight -= 1
         permit = call.permit
-        if permit is not None and permit is not self.breaker.shared:
+        if permit is not self.breaker.shared and permit is not None:
             permit.success(now)
         if call.row is not None:
             self._forget_deadline(call)
@@ -215,7 +219,10 @@ class Lane:
         call.state = _ENDED
         call.ended_ns = now
         call.event = b""
-        self.ledger.add(call)
+        if call.asked.is_observer:
+            self.ledger.add(call)
+        else:
+            self.ledger.decided(call)
         if instance is not None and instance.is_draining:
             self._check_drained(instance)
         group = call.group

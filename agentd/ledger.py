@@ -58,6 +58,19 @@ class Ledger:
         # (ended ns, call id, event, outcome, instance, ns before sending, ns since, message)
         self.recorder: deque[tuple[int, str, str, Outcome, str, int, int, str]] = deque(maxlen=FLIGHT_RECORDER_CALLS)
 
+    def decided(self, call: Call) -> None:
+        """`add`, for nearly all: a call that was sent to decide and has been answered."""
+        self.outcomes[0] += 1
+        ended_ns = call.ended_ns
+        sent_ns = call.sent_ns
+        duration_ns = ended_ns - sent_ns
+        self.queue_ns_total += sent_ns - call.started_ns
+        self.duration_ns_total += duration_ns
+        self.buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
+        if ended_ns >= self._not_before_ns:
+            self._not_before_ns = ended_ns + _DECISIONS_APART_NS
+            self._record(call, sent_ns - call.started_ns, duration_ns)
+
     def add(self, call: Call) -> None:
         """A call that has just ended; `outcome`, `ended_ns` and the rest are set."""
         outcome, asked = call.outcome, call.asked
@@ -73,7 +86,7 @@ class Ledger:
             self.outcomes[outcome] += 1
         if outcome is not _DECISION and (outcome is _BREAKER_OPEN or outcome is _QUEUE_FULL):
             return
-        ended_ns, sent_ns, instance = call.ended_ns, call.sent_ns, call.instance
+        ended_ns, sent_ns = call.ended_ns, call.sent_ns
         if sent_ns:
             duration_ns = ended_ns - sent_ns
             self.queue_ns_total += sent_ns - call.started_ns
@@ -86,9 +99,12 @@ class Ledger:
             if ended_ns < self._not_before_ns:
                 return
             self._not_before_ns = ended_ns + _DECISIONS_APART_NS
-        name = instance.name if instance is not None else ""
+        self._record(call, sent_ns - call.started_ns, duration_ns)
+
+    def _record(self, call: Call, queued_ns: int, duration_ns: int) -> None:
+        name = call.instance.name if call.instance is not None else ""
         self.recorder.append(
-            (ended_ns, call.call_id, asked.event, outcome, name, sent_ns - call.started_ns, duration_ns, call.message)
+            (call.ended_ns, call.call_id, call.asked.event, call.outcome, name, queued_ns, duration_ns, call.message)
         )
 
     def snapshot(self, now: int) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class Ingress(Protocol):
     replies_dropped: int
     tokens: TokenTotals
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Of decisions that wait for the worker that reads least."""
+
     def local_connections(self) -> tuple[int, int, int]:
         """(open, how many there may be, refused)."""
 
@@ -99,7 +103,7 @@ class Operations:
         agents: Agents,
     ) -> None:
         self._sockets = agents
-        self._hop_hwm = health.config.runtime.hop_hwm  # as the sockets were made
+        self._hop_limit = health.config.runtime.hop_unsent_bytes  # as the socket was made
         self._dispatcher = dispatcher
         self._registry = registry
         self._publisher = publisher
@@ -158,7 +162,7 @@ class Operations:
             ingress_malformed=self._ingress.malformed,
             ingress_unknown=self._ingress.unknown,
             replies_dropped=self._ingress.replies_dropped,
-            hop_hwm=self._hop_hwm,
+            hop_unsent=Bound(self._ingress.unsent_bytes, self._hop_limit),
             client_buffer_bytes=self._health.config.server.connection_buffer_bytes,
             local={
                 "workers": Bound(*self._ingress.local_connections()),

@@ -15,12 +15,12 @@ from shared.wire.audit import AgentEntry, AuditRecord
 from shared.wire.messages import timestamp
 
 if TYPE_CHECKING:
-    from agentd.group import EventGroup
+    from agentd.dispatcher import Group
 
 _OP_NAMES = {OpAction.SET: "set", OpAction.ADD: "add", OpAction.REMOVE: "remove"}
 
 
-def audit_record(group: "EventGroup", wall_s: float) -> AuditRecord:
+def audit_record(group: "Group", wall_s: float) -> AuditRecord:
     """The record of a closed group; `wall_s` is the time of day, seconds since 1970.
 
     Without a decision it is either an event of observers alone (`allow`, reason `observed`) or one whose

@@ -7,8 +7,9 @@ bench/agents/hostile.py, or none, and 200 connections. A round is B alone, B bes
 are those of `beside` to the mean of both `alone`, the median over the rounds counts. "alone" keeps A's agent away
 and its route idle.
 
-Two controls tell what A's requests cost from what a hostile agent costs: `honest` has 2,000 requests a second and a
-good agent on A, `absent` as many and nobody.
+Controls tell what A's requests cost from what a hostile agent costs: `honest` has 2,000 requests a second and a
+good agent on A, `absent` as many and nobody; `elsewhere` (and `elsewhere-few`, as many as the other cases have) sends
+them to the upstream itself, past the proxy: what only their client takes from the cores.
 
 Kind: IO.
 """
@@ -25,13 +26,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from load import Load, begin, drive, finish
+from load import Load, begin, begin_fixed, drive, finish, finish_fixed, has_h2load
 from stack import HERE, OUT_OF_REACH, Role, Route, Stack, agent_argv, running, secret_file
 
 HOSTILE = HERE / "agents" / "hostile.py"
 ROUTES = (Route("/a", ("a",)), Route("/b", ("b",)))
 A_CONNECTIONS, B_CONNECTIONS = 200, 32
-FIXED_MS = 100  # between an answer and the next request of a connection: 2,000 a second in all
+FIXED_PER_S = 2_000
+FIXED_CONNECTIONS = 20  # h2load's send all at once: more would be bursts
+FIXED_MS = 100  # without h2load: wrk's pause between an answer and the next request of each of A's connections
 PACE_MS = 1_000  # 200 a second, as many as the calls of a hung agent
 SETTLE_S = 1.3  # A's first calls have timed out by then
 WARM_S = 1.0
@@ -39,7 +42,7 @@ WARM_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`mode`: of hostile.py, or honest or absent. `pace_ms` 0: A's connections hammer without a pause."""
+    """`mode`: of hostile.py, or honest, absent or elsewhere. `pace_ms` 0: A's connections hammer without a pause."""
 
     name: str
     mode: str
@@ -64,6 +67,8 @@ CASES = (
     Case("deaf", "deaf"),
     Case("honest", "honest", FIXED_MS),
     Case("absent", "absent", FIXED_MS),
+    Case("elsewhere", "elsewhere", FIXED_MS),
+    Case("elsewhere-few", "elsewhere"),
 )
 NAMES = ",".join(case.name for case in CASES)
 
@@ -93,8 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"bench: no case {', '.join(sorted(unknown))}; there are {NAMES}", file=sys.stderr)
         return 2
     print(
-        f"B: {B_CONNECTIONS} connections on a fast agent; A: {A_CONNECTIONS} on the agent of the case; "
-        "x: beside A / alone\nCPU x: of worker and agentd for each of B's requests, what A costs them included; "
+        f"B: {B_CONNECTIONS} connections on a fast agent; A: {A_CONNECTIONS} on the agent of the case, a fixed "
+        f"{FIXED_PER_S} requests a second by {'h2load' if has_h2load() else 'wrk with pauses'}; x: beside A / alone\n"
+        "CPU x: of worker and agentd for each of B's requests, what A costs them included; "
         "it does not depend on who shares the cores\n"
         "RSS: agentd's peak beside A, MiB; CPU: shares of a core beside A, hostile = A's agent itself\n"
     )
@@ -111,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 HEAD = (
-    f"{'case':>12} {'B req/s':>8} {'x':>5} {'p99 ms':>7} {'x':>5} {'CPU x':>5} | {'A req/s':>7} | {'RSS':>4} | "
+    f"{'case':>13} {'B req/s':>8} {'x':>5} {'p99 ms':>7} {'x':>5} {'CPU x':>5} | {'A req/s':>7} | {'RSS':>4} | "
     f"{'worker':>6} {'agentd':>6} {'hostile':>7} | A's calls"
 )
 
@@ -121,7 +127,7 @@ def line(case: Case, found: Figures) -> str:
     cpu = {role: middle(row.get(role, 0.0) for row in found.cpu) for role in ("worker", "agentd", "hostile")}
     said = found.outcomes.most_common(3) + [item for item in found.counters.items() if item[1]]
     return (
-        f"{case.name:>12} {middle(found.b_per_s):8.0f} {middle(found.per_s):5.2f} {middle(found.b_p99_ms):7.2f} "
+        f"{case.name:>13} {middle(found.b_per_s):8.0f} {middle(found.per_s):5.2f} {middle(found.b_p99_ms):7.2f} "
         f"{middle(found.p99):5.2f} {middle(found.cost):5.2f} | "
         f"{middle(found.a_per_s):7.0f} | {max(found.rss_mib):4.0f} | "
         f"{cpu['worker']:6.2f} {cpu['agentd']:6.2f} {cpu['hostile']:7.2f} | "
@@ -167,7 +173,12 @@ def _beside(stack: Stack, case: Case, seconds: float, found: Figures) -> Iterato
     agentd = next(role for role in stack.roles if role.name == "agentd")
     hostile = _start(stack, case)
     before = _outcomes(stack)
-    loading = begin(f"{stack.url}/a/x", A_CONNECTIONS, seconds + 2 * SETTLE_S, pace_ms=case.pace_ms)
+    url = stack.upstream_url if case.mode == "elsewhere" else stack.url
+    is_fixed = case.pace_ms == FIXED_MS and has_h2load()
+    if is_fixed:
+        loading = begin_fixed(f"{url}/a/x", FIXED_CONNECTIONS, FIXED_PER_S, seconds + 2 * SETTLE_S)
+    else:
+        loading = begin(f"{url}/a/x", A_CONNECTIONS, seconds + 2 * SETTLE_S, pace_ms=case.pace_ms)
     try:
         time.sleep(SETTLE_S)
         Path(f"/proc/{agentd.process.pid}/clear_refs").write_text("5")  # the peak counts from here
@@ -179,7 +190,7 @@ def _beside(stack: Stack, case: Case, seconds: float, found: Figures) -> Iterato
             found.rss_mib.append(_peak_mib(agentd))
 
         yield usage
-        found.a_per_s.append(finish(loading).per_s)
+        found.a_per_s.append(finish_fixed(loading) if is_fixed else finish(loading).per_s)
         moved = _outcomes(stack) - before
         for name, count in moved.items():
             (found.outcomes if name[0].isupper() else found.counters)[name] += count
@@ -192,7 +203,7 @@ def _beside(stack: Stack, case: Case, seconds: float, found: Figures) -> Iterato
 
 def _start(stack: Stack, case: Case) -> Role | None:
     """A's agent; back once agentd has taken it, or has had the time to refuse it."""
-    if case.mode == "absent":
+    if case.mode in ("absent", "elsewhere"):
         return None
     if case.mode == "honest":
         argv = agent_argv(stack.directory, "a")

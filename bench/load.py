@@ -1,10 +1,11 @@
-"""One load: Debian's wrk for so many seconds over so many connections, and what it found.
+"""One load: Debian's wrk for so many seconds over so many connections, and what it found; h2load for a fixed rate.
 
 Kind: IO.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -62,3 +63,32 @@ def finish(process: "subprocess.Popen[str]") -> Load:
                 sum(found["errors"].values()),
             )
     raise RuntimeError(f"wrk said nothing that could be read:\n{output}")
+
+
+# --- a fixed rate -----------------------------------------------------------------------------------
+
+
+def has_h2load() -> bool:
+    return shutil.which("h2load") is not None
+
+
+def begin_fixed(url: str, connections: int, per_s: int, seconds: float) -> "subprocess.Popen[str]":
+    """So many requests a second whatever the answers, by Debian's h2load (nghttp2-client), for `finish_fixed`.
+
+    It costs a quarter of what wrk with pauses does (0.02 of a core at 2,000 a second, 2026-11), and its connections
+    all send at once: few of them are steady, many come in bursts.
+    """
+    count = round(per_s * max(1, round(seconds)))
+    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-n{count}", f"--rps={per_s / connections}", url]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish_fixed(process: "subprocess.Popen[str]") -> float:
+    """Wait for its end; requests per second."""
+    output, _ = process.communicate(timeout=90)
+    found = re.search(r"^finished in .*?, ([0-9.]+) req/s", output, re.M)
+    if found is None:
+        raise RuntimeError(f"h2load said nothing that could be read:\n{output}")
+    return float(found[1])

@@ -163,10 +163,11 @@ class Role:
 
 @dataclass(slots=True)
 class Stack:
-    """Everything that runs, by role; `url` is the proxy's."""
+    """Everything that runs, by role; `url` is the proxy's, `upstream_url` what lies behind it."""
 
     directory: Path
     url: str = ""
+    upstream_url: str = ""
     roles: list[Role] = field(default_factory=list)
 
     def start(self, name: str, argv: Sequence[str]) -> Role:
@@ -230,6 +231,7 @@ def running(
     stack = Stack(directory)
     try:
         upstream = _start_upstream(stack, upstream_kind)
+        stack.upstream_url = f"http://{upstream}"
         config = configure(directory, "127.0.0.1:0", upstream, routes, failure_threshold)
         stack.start("agentd", agentd_argv(config))
         for agent in agents_of(routes):

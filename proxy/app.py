@@ -13,10 +13,9 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from email.utils import formatdate
+from struct import Struct
 from time import time
 from typing import TYPE_CHECKING, Any
-
-import zmq
 
 from proxy.dispatch import Dispatch
 from proxy.forwarded import Trust
@@ -62,9 +61,9 @@ from shared.metrics import (
     W_UPSTREAM_WAITING_LIMIT,
 )
 from shared.plan import Plan
-from shared.pump import Turn
 from shared.runtime import Runtime
 from shared.segment import AgentdView, WorkerSlot
+from shared.turn import Turn
 from shared.wire.audit import AuditRecord, encode
 from shared.wire.envelope import Register
 from shared.wire.messages import route_metadata, timestamp
@@ -202,7 +201,6 @@ class WorkerContext:
         self._segment.attach()
         turn = Turn(loop)
         self.outbox = Outbox(loop, turn)
-        self._zmq: zmq.Context[Any] = zmq.Context()
         self._pools = self._make_pools(loaded)
         register = Register(
             pid=os.getpid(),
@@ -212,14 +210,13 @@ class WorkerContext:
             plans=tuple(plans),
         )
         self.dispatch = Dispatch(
-            self._zmq,
             loop,
-            runtime.workers_endpoint,
+            runtime.workers_socket,
             self._segment,
             register,
             self.cells,
             turn=turn,
-            hwm=config.runtime.hop_hwm,
+            max_unsent=config.runtime.hop_unsent_bytes,
             max_pending=config.runtime.max_pending_events,
             max_audit=config.audit.worker_queue_records,
         )
@@ -313,7 +310,6 @@ class WorkerContext:
         for pool in self._pools.values():
             await pool.wait_closed()
         self._segment.close()
-        self._zmq.term()
 
     # --- the sweep --------------------------------------------------------------------------------------
 
@@ -402,9 +398,7 @@ class WorkerContext:
         traces = self._traces
         if not traces:
             digits = self._random_bytes(24 * TRACES_AHEAD).hex().encode()
-            traces += [
-                b"00-%b-%b-00" % (digits[at : at + 32], digits[at + 32 : at + 48]) for at in range(0, len(digits), 48)
-            ]
+            traces += map(b"00-%b-%b-00".__mod__, _IDS.iter_unpack(digits))
         return traces.pop()
 
     def timestamp(self) -> str:
@@ -440,6 +434,7 @@ def host_of(address: str) -> str:
     return "localhost" if address.startswith("unix:") else address
 
 
+_IDS = Struct("32s16s")  # of a trace and of a span, in digits
 _context: WorkerContext | None = None
 
 

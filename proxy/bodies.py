@@ -57,20 +57,11 @@ class Bodies(Exchange):
     """An exchange whose bodies agents may see."""
 
     __slots__ = (
-        "_agents_are_full",
-        "attempts",
         "client_ip",
-        "connects",
         "correlation_id",
-        "decided_in",
         "exchange_id",
         "head",
-        "is_chunked_up",
-        "known_length",
         "protocol",
-        "received",
-        "request_flow",
-        "response_flow",
         "route",
         "sent",
         "upstream",
@@ -84,23 +75,16 @@ class Bodies(Exchange):
     client_ip: str
     correlation_id: bytes
     exchange_id: int
-    request_flow: Flow | None
-    response_flow: Flow | None
-
-    def _begin_bodies(self, head: Head, route: "RouteRuntime") -> None:
-        """As part of the construction."""
-        self.request_flow = self.response_flow = None
-        self.holds_head = self.holds_response_head = False
-        self.is_chunked_up = head.is_chunked
-        self.is_body_ended = not head.has_body
-        self.is_data_ended = self.is_upgrading = False
-        self.was_shown = False  # agentd may hold a pin for us
-        self.connects = 0  # dispatch's, when it was: another agentd knows nothing of the exchange
-        self.decided_in: EventKind | None = None  # the phase that a body's refusal came from
-        self.known_length = -1  # of the body that goes on, where that is known when its head goes
-        self.received = self.sent = 0  # body bytes from and to the client
-        self.attempts = 0
-        self._agents_are_full = False
+    was_shown: bool  # agentd may hold a pin for us
+    connects = 0  # dispatch's, when it was: another agentd knows nothing of the exchange
+    sent: int  # body bytes to the client
+    received = 0  # and from it
+    request_flow: Flow | None = None
+    response_flow: Flow | None = None
+    is_chunked_up = False
+    decided_in: EventKind | None = None  # the phase that a body's refusal came from
+    known_length = -1  # of the body that goes on, where that is known when its head goes
+    _agents_are_full = False
 
     # --- the request's body -----------------------------------------------------------------------
 

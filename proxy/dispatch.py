@@ -17,10 +17,11 @@ Kind: IO.
 import logging
 from collections import deque
 from collections.abc import Callable, MutableSequence
+from functools import partial
+from struct import Struct
 from typing import Any, Final, Protocol
 
 import msgspec
-import zmq
 
 from proxy.hop import Hop
 from proxy.plan_view import PlanView
@@ -37,10 +38,11 @@ from shared.defaults import (
     DECISIONS_REMEMBERED,
     HOP_BODIES_BYTES,
     HOP_GRACE_MS,
-    HOP_HWM,
+    HOP_MAX_FRAMES,
+    HOP_MAX_MESSAGE_BYTES,
     HOP_OUTSTANDING_BYTES,
     HOP_PENDING_MAX,
-    REREGISTER_MS,
+    HOP_UNSENT_BYTES,
 )
 from shared.errors import WireError
 from shared.metrics import (
@@ -60,30 +62,36 @@ from shared.metrics import (
     W_PENDING_EVENTS,
     W_PENDING_LIMIT,
 )
-from shared.pump import Turn
 from shared.segment import AgentdView
+from shared.turn import Turn
 from shared.wire.envelope import (
+    EVENT_FIELDS,
     FLAG_FINAL,
     FLAG_LAST,
     NO_BODY,
     CancelReason,
     RecordType,
     Register,
+    endings,
     messages,
+    messages_with_bodies,
     pack_audit,
     pack_cancel,
     pack_end,
     pack_event_fields,
+    pack_event_front,
     pack_tokens,
     records,
     unpack_decision,
     unpack_decision_body,
     unpack_registered,
 )
+from shared.zmtp import Connection, Frame
 
-_REREGISTER_NS = REREGISTER_MS * MS
-_DECISION = int(RecordType.DECISION)  # a look-up in an Enum costs ten times that of a global (2026-11)
-_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_OWED_MAX: Final = 65_536  # of some 14 bytes
+_BODIES_MAX = HOP_MAX_FRAMES - 1  # of one message
+# A look-up in an Enum costs ten times that of a global (2026-11).
+_EVENT, _DECISION = int(RecordType.EVENT), int(RecordType.DECISION)
 
 
 class Waiter(Protocol):
@@ -112,10 +120,12 @@ def _tell(waiter: Waiter, decision: Decision) -> None:
     try:
         waiter.decided(decision)
     except Exception:
-        _log.exception("a decision could not be applied")
+        _log.exception(_NOT_APPLIED)
 
 
 _log = logging.getLogger("proxy.dispatch")
+_NOT_APPLIED: Final = "a decision could not be applied"
+_event_id = Struct("<Q").unpack_from
 _Pending = tuple[Waiter, PlanView, int, int]  # who waits, for whom it was sent (plan, mask), bytes of its body
 
 
@@ -124,20 +134,20 @@ class Dispatch(Hop):
 
     def __init__(
         self,
-        context: zmq.Context[Any],
         loop: Any,
-        endpoint: str,
+        path: str,
         segment: AgentdView,
         register: Register,
         cells: "MutableSequence[int] | memoryview[int]",
         clock: Callable[[], int] = now_ns,
         *,
         turn: Turn | None = None,
-        hwm: int = HOP_HWM,
+        max_unsent: int = HOP_UNSENT_BYTES,
         max_pending: int = HOP_PENDING_MAX,
         max_audit: int = AUDIT_WORKER_QUEUE,
     ) -> None:
-        super().__init__(context, loop, segment, register, cells, clock, turn if turn is not None else Turn(loop), hwm)
+        turn = turn if turn is not None else Turn(loop)
+        super().__init__(loop, path, segment, register, cells, clock, turn, max_unsent)
         self._max_pending = cells[W_PENDING_LIMIT] = max_pending
         self._max_outstanding = cells[W_BODIES_OUTSTANDING_LIMIT] = HOP_OUTSTANDING_BYTES
         self._outstanding = 0  # bytes of bodies that were sent and not yet decided on
@@ -149,6 +159,7 @@ class Dispatch(Hop):
         self._next_event = 0
         self._out: list[bytes] = []
         self._first = 1  # event of this tick's message
+        self._owed: deque[bytes] = deque(maxlen=_OWED_MAX)  # ends of exchanges that agentd has not been told
         self._decisions: dict[bytes, Decision] = {}
         self._audit: deque[bytes] = deque(maxlen=max_audit)
         self._generation = -1
@@ -157,8 +168,8 @@ class Dispatch(Hop):
         for view in self.views.values():
             by_route.setdefault(view.plan.route, []).append(view)
         self._routes = list(by_route.values())  # each in the order of the request's life
-        self.connect(endpoint)
         self._refresh()
+        self.dial()
 
     # --- asking -------------------------------------------------------------------------------------
 
@@ -199,16 +210,10 @@ class Dispatch(Hop):
         out = self._out
         if not out:
             self._turn.at_end(self._flush)
+        size = EVENT_FIELDS + len(event)
         out.append(
-            pack_event_fields(
-                event_id,
-                exchange_id,
-                mask,
-                deadline,
-                view.number,
-                view.kind,
-                flags,
-                len(event),
+            pack_event_front(
+                size, _EVENT, event_id, exchange_id, mask, deadline, view.number, view.kind, flags, NO_BODY, 0
             )
         )
         out.append(event)
@@ -243,7 +248,8 @@ class Dispatch(Hop):
         if waits and (self._waiting >= self._max_pending or self._outstanding + size > self._max_outstanding):
             return self.failed(view, mask, Outcome.QUEUE_FULL)
         weight = size + len(event)
-        if self._bodies_bytes and self._bodies_bytes + weight > HOP_BODIES_BYTES:
+        is_much = self._bodies_bytes + weight > HOP_BODIES_BYTES or len(self._bodies) >= _BODIES_MAX
+        if is_much and self._bodies_bytes:
             self._flush_early()
         self._bodies_bytes += weight
         self._next_event = event_id = self._next_event + 1
@@ -308,14 +314,17 @@ class Dispatch(Hop):
             self._queue(pack_end(exchange_id))
 
     def audit(self, record: bytes) -> None:
-        """One audit record for agentd's sinks; kept, bounded, while agentd is away."""
+        """One audit record for agentd's sinks; kept, bounded, while agentd is away, stands still or knows us not."""
         audit = self._audit
         if len(audit) == audit.maxlen:
             self._cells[W_AUDIT_DROPPED] += 1
         audit.append(record)
-        if self._is_connected and not self._out:
-            self._turn.at_end(self._flush)
-            self._out.append(b"")
+        if not self._out:
+            self._audit_soon()
+
+    def _audit_soon(self) -> None:
+        if self._audit and self.is_registered and self.is_up:
+            self._queue(b"")
 
     def tokens(self, rows: bytes) -> None:
         """Sums of tokens for agentd's metrics; while it is up."""
@@ -328,33 +337,54 @@ class Dispatch(Hop):
 
     def _flush_early(self) -> None:
         """The bodies of this tick are many: send them now; what comes after goes at its end, as arranged."""
-        self._flush()
+        unsent = self._send_out()
+        if unsent is not None:  # told later: it may end the very exchange that is about to send something
+            self._turn.at_end(partial(self._fail_events, *unsent))
         self._out.append(b"")
 
     def _flush(self) -> None:
+        unsent = self._send_out()
+        if unsent is not None:
+            self._fail_events(*unsent)
+
+    def _send_out(self) -> tuple[int, int, Outcome] | None:
+        """This tick's events. None = they are on their way; else the first, the one behind the last, and why not."""
         out, first = self._out, self._first
-        bodies, self._bodies, self._bodies_bytes = self._bodies, [], 0
+        bodies, self._bodies = self._bodies, []
+        bodies_bytes, self._bodies_bytes = self._bodies_bytes, 0
         self._out, self._first = [], self._next_event + 1
         self._cells[W_EVENTS_SENT] += self._first - first
         audit = 0
-        if self._audit and self._is_connected:
+        if self._audit and self.is_registered and self.is_up:
             audit = len(self._audit)
             out += map(pack_audit, self._audit)
             self._audit.clear()
         self._cells[W_HOP_MESSAGES] += 1
+        if self._owed:
+            out[:0] = self._owed
+            self._owed.clear()
         whole = b"".join(out)
-        if bodies:
-            is_sent = self._pump.send((whole, *bodies))
+        if not bodies:
+            is_sent = all(self._transmit((message,)) for message in messages(whole))
+        elif len(whole) + bodies_bytes <= HOP_MAX_MESSAGE_BYTES:
+            is_sent = self._transmit((whole, *bodies))
         else:
-            is_sent = all(self._pump.send((message,)) for message in messages(whole))
-        if not is_sent:
-            self._cells[W_AUDIT_DROPPED] += audit
-            outcome = Outcome.QUEUE_FULL if self._is_connected else Outcome.DISCONNECTED
-            for row in self._pending.rows():
-                for event_id in [event_id for event_id in row if first <= event_id < self._first]:
-                    entry = row.pop(event_id, None)  # None: forgotten, an earlier one has ended their exchange
-                    if entry is not None:
-                        self._fail(entry[1], outcome)
+            is_sent = all(map(self._transmit, messages_with_bodies(whole, bodies)))
+        if is_sent:
+            return None
+        self._cells[W_AUDIT_DROPPED] += audit
+        connection = self._connection
+        is_full = self._is_connected and connection is not None and not connection.is_broken
+        if is_full:  # else another agentd, which knows of none of them
+            self._owed += endings(whole)
+        return first, self._first, Outcome.QUEUE_FULL if is_full else Outcome.DISCONNECTED
+
+    def _fail_events(self, first: int, end: int, outcome: Outcome) -> None:
+        for row in self._pending.rows():
+            for event_id in [event_id for event_id in row if first <= event_id < end]:
+                entry = row.pop(event_id, None)  # None: forgotten, an earlier one has ended their exchange
+                if entry is not None:
+                    self._fail(entry[1], outcome)
 
     def _fail(self, pending: "_Pending", outcome: Outcome) -> None:
         """What the failure modes make of one outcome for all that were asked is the decision."""
@@ -375,7 +405,7 @@ class Dispatch(Hop):
 
     # --- answers ------------------------------------------------------------------------------------
 
-    def _received(self, frames: list[bytes]) -> None:
+    def _received(self, connection: Connection, frames: list[Frame]) -> None:
         try:
             for kind, rest in records(frames[0]):
                 if kind == _DECISION:
@@ -384,7 +414,7 @@ class Dispatch(Hop):
                     event_id, frame, decision = unpack_decision_body(rest)
                     if frame + 1 >= len(frames):
                         raise WireError(f"decision names body frame {frame}, the message has {len(frames) - 1}")
-                    self._decided(event_id, msgspec.structs.replace(decision, body=bytes(frames[frame + 1])))
+                    self._decided(event_id, msgspec.structs.replace(decision, body=frames[frame + 1]))
                 elif kind == RecordType.UNKNOWN:
                     self.is_registered = False
                     self._send_register()
@@ -392,6 +422,7 @@ class Dispatch(Hop):
                     unpack_registered(rest)
                     self.is_registered = True
                     self._cells[W_AGENTD_CONNECTED] = 1
+                    self._audit_soon()
         except WireError as error:
             self._cells[W_HOP_MALFORMED] += 1
             log.line("proxy.dispatch", log.ERROR, f"agentd sent a message that is not understood: {error}")
@@ -401,11 +432,12 @@ class Dispatch(Hop):
                 self._changed()
 
     def _decision(self, rest: bytes | memoryview) -> None:
-        if len(rest) == 8:
-            event_id, decision = int.from_bytes(rest, "little"), ALLOW
-        elif len(rest) <= DECISION_REMEMBERED_BYTES:
+        size = len(rest)
+        if size == 8:
+            event_id, decision = _event_id(rest)[0], ALLOW
+        elif 8 < size <= DECISION_REMEMBERED_BYTES:
             # The same few decisions come again and again; decoding costs ten times the look-up.
-            event_id, key = int.from_bytes(rest[:8], "little"), bytes(rest[8:])
+            event_id, key = _event_id(rest)[0], bytes(rest[8:])
             cached = self._decisions.get(key)
             if cached is None:
                 cached = unpack_decision(rest)[1]
@@ -424,7 +456,10 @@ class Dispatch(Hop):
                 self._waiting -= 1
                 waiter, _, _, size = entry[1]
                 self._outstanding -= size
-                _tell(waiter, decision)
+                try:  # `_tell`, in the way of every decision
+                    waiter.decided(decision)
+                except Exception:
+                    _log.exception(_NOT_APPLIED)
                 return
         self._cells[W_LATE_DECISIONS] += 1
 
@@ -432,11 +467,14 @@ class Dispatch(Hop):
 
     def _changed(self) -> None:
         """Whether agentd can be asked may have changed; when not, all that is pending is answered at once."""
+        if not self._is_connected:
+            self._owed.clear()
         is_up = self.can_be_asked
         if is_up == self.is_up:
             return
         self.is_up = is_up
         self._refresh()
+        self._audit_soon()
         if not is_up:
             for pending in self._pending.clear():
                 if self._is_connected and not self._is_refused:  # it stands still; its agents need not answer any more
@@ -461,6 +499,8 @@ class Dispatch(Hop):
         if self._segment.generation != self._generation:
             self._refresh()
         self.look(now)
+        if self._owed and not self._out:
+            self._queue(b"")
         if self._waiting:
             for pending in self._pending.expired(now):
                 self._fail(pending, Outcome.TIMEOUT)
@@ -473,6 +513,8 @@ class Dispatch(Hop):
         if self._out:
             self._flush()
         self.disconnect()
+        self._cells[W_AUDIT_DROPPED] += len(self._audit)
+        self._audit.clear()
 
 
 _GRACE_NS = HOP_GRACE_MS * MS

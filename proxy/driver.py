@@ -48,24 +48,19 @@ _KEEP_ALIVE = b"connection: keep-alive\r\n"
 class Driver(Endings):
     """One exchange with everything it touches. Times are CLOCK_MONOTONIC ns."""
 
-    __slots__ = (
-        "_asked",
-        "_asked_phase",
-        "_client_is_full",
-        "_close_after",
-        "_is_chunked_out",
-        "_traceparent",
-    )
+    __slots__ = ("_asked", "_asked_phase", "_client_is_full", "_traceparent")
+
+    _asked: int  # event id that is pending
+    _close_after = False
+    _is_chunked_out = False
 
     def __init__(self, protocol: "ProxyProtocol", head: Head, route: "RouteRuntime", started_ns: int) -> None:
         self.state = NEW
-        self._begin_bodies(head, route)
-        self._begin_fallbacks(route)
-        self.held = self.response_held = None
-        self.is_response_ended = self.is_holding_upstream = False
-        self.has_body = head.has_body
-        self.is_request_ended = not head.has_body
-        self.awaits_continue = head.expects_100 and head.has_body
+        self.has_body = has_body = head.has_body
+        self.is_request_ended = not has_body
+        if has_body:
+            self.awaits_continue = head.expects_100
+            self.is_chunked_up = head.is_chunked
         self.asks_request = route.request_view is not None
         self.asks_response = route.response_view is not None
         self.response = None
@@ -74,39 +69,36 @@ class Driver(Endings):
         self.head = head
         self.route = route
         self.started_ns = started_ns
-        context = protocol.context
-        self.exchange_id, self.correlation_id = context.next_exchange()
+        self.exchange_id, self.correlation_id = protocol.context.next_exchange()
         self.client_ip = protocol.peer_ip
-        self.upstream: UpstreamConnection | None = None
-        self.status = 0
-        self.decided_by = self.error = ""
-        self.upgrade = self.tunnel = None
-        self.limited = None  # the most restrictive rate limit, and what it has left
+        self.pool = route.pool
+        self.fallback_host = route.fallback_host
+        if route.fallbacks:
+            self._begin_fallbacks()
+        self.was_shown = False
+        self.attempts = self.sent = self.status = 0
+        self.upstream = self.upgrade = self.limited = self._unsent = None
         self.uses = ()
-        self._asked: int = 0  # event id that is pending
         self._asked_phase: PlanView | None = None
-        self._cancels = None  # a question of the tunnel's is out that nobody waits for any more
-        self._is_forgotten = False
-        self._close_after = False
         self._client_is_full = protocol.is_full
-        self._is_chunked_out = False
-        self._meta = b""
-        self._traceparent = b""
-        self._unsent = []
+        self._meta = self._traceparent = b""
 
     # --- agents -------------------------------------------------------------------------------------
 
     def ask(self, kind: EventKind) -> Decision | None:
         route = self.route
-        view = route.request_view if kind is _REQUEST else route.response_view
+        is_request = kind is _REQUEST
+        if is_request:
+            view, now = route.request_view, self.started_ns
+        else:
+            view, now = route.response_view, now_ns()
         assert view is not None
         dispatch = self.protocol.context.dispatch
-        now = self.started_ns if kind is _REQUEST else now_ns()
         decision = dispatch.decide_now(view, now) if view.may_decide_now else None
         if decision is None:
-            head = self.head
-            flags = view.flags if head.has_body or head.is_websocket else view.bodyless_flags
-            result = dispatch.send(self, view, self.exchange_id, self._event(kind), now, flags)
+            event = self._request_event() if is_request else self._response_event()
+            flags = view.flags if self.has_body or self.upgrade is not None else view.bodyless_flags
+            result = dispatch.send(self, view, self.exchange_id, event, now, flags)
             if not flags:
                 self.was_shown = True
                 self.connects = dispatch.connects
@@ -117,37 +109,41 @@ class Driver(Endings):
             decision = cast(Decision, result)
         self.route.tally[view.verdicts_at + decision.verb] += 1
         limits = route.limits
-        if limits is not None and limits.has_identity and kind is _REQUEST:
+        if is_request and limits is not None and limits.has_identity:
             return limits.after(self, decision)
         return decision
 
-    def _event(self, kind: EventKind) -> bytes:
+    def _request_event(self) -> bytes:
         head = self.head
-        meta = self._meta
-        if not meta:
-            meta = self._meta = self._metadata()
-        if kind is _REQUEST:
-            rest = head.event_rest
-            if rest is None:
-                headers = head.map_json if head.map_json is not None else headers_json(header_map(head.fields))
-                rest = request_headers_rest(head.method, target_json(head.target), headers, head.has_body)
-                head.event_rest = rest
-            return request_headers_event(meta, rest)
+        self._meta = meta = self._metadata()
+        rest = head.event_rest
+        if rest is None:
+            headers = head.map_json if head.map_json is not None else headers_json(header_map(head.fields))
+            rest = request_headers_rest(head.method, target_json(head.target), headers, head.has_body)
+            head.event_rest = rest
+        return request_headers_event(meta, rest)
+
+    def _response_event(self) -> bytes:
+        head = self.head
+        self.know_client()
         uri = target_json(head.target)
         response: ResponseHead = self.response
         headers = headers_json(header_map(response.headers))
-        return response_headers_event(meta, head.method, uri, response.status, headers, response.has_body)
+        return response_headers_event(self._meta, head.method, uri, response.status, headers, response.has_body)
 
     def _metadata(self) -> bytes:
         head = self.head
-        protocol = self.protocol
         request_id = b""
-        if protocol.peer_is_trusted:
-            request_id = head.request_id
-            if head.forwarded_for or head.forwarded:
-                self.client_ip = client_of(head, protocol.peer_ip, protocol.context.trust)
-        lasting = protocol.lasting_metadata(self.client_ip, self.route, head)
-        return metadata(self.correlation_id, request_id, lasting, self._trace() or head.traceparent, time())
+        lasting = head.lasting
+        if lasting is None or self.protocol.peer_is_trusted:
+            protocol = self.protocol
+            if protocol.peer_is_trusted:
+                request_id = head.request_id
+                if head.forwarded_for or head.forwarded:
+                    self.client_ip = client_of(head, protocol.peer_ip, protocol.context.trust)
+            lasting = head.lasting = protocol.lasting_metadata(self.client_ip, self.route, head)
+        trace = head.traceparent or self._traceparent or self._trace()
+        return metadata(self.correlation_id, request_id, lasting, trace, time())
 
     def _trace(self) -> bytes:
         """A traceparent of our own where the client sent none; b"" where its own line goes upstream."""
@@ -203,6 +199,18 @@ class Driver(Endings):
         upstream = self.upstream
         assert upstream is not None
         head = self.head
+        front = head.front
+        trace = self._traceparent or self._trace()
+        if front is not None and front.ops is ops and not self.route.sees_responses:
+            made = apply.repeated_head(head, front, self.correlation_id, trace)
+        else:
+            made = self._request_head(upstream, ops, trace)
+        upstream.write_head(made, not self.has_body)
+        if self._client_is_full:
+            upstream.pause_reading()
+
+    def _request_head(self, upstream: UpstreamConnection, ops: tuple[HeaderOp, ...], trace: bytes) -> bytes:
+        head = self.head
         protocol = self.protocol
         if protocol.peer_is_trusted and head.is_forwarded:
             forwarded = trusted_lines(head, protocol.peer_ip, protocol.peer_scheme)
@@ -214,14 +222,7 @@ class Driver(Endings):
         if self.upgrade is not None:
             fields = self.upgrade_fields(self.upgrade, fields)
             upstream.ask_upgrade()
-        upstream.write_head(
-            apply.request_head(
-                head, self.fallback_host, ops, forwarded, self.correlation_id, self._trace(), fields, framing
-            ),
-            not head.has_body,
-        )
-        if self._client_is_full:
-            upstream.pause_reading()
+        return apply.request_head(head, self.fallback_host, ops, forwarded, self.correlation_id, trace, fields, framing)
 
     def send_body(self, data: bytes) -> None:
         upstream = self.upstream
@@ -377,24 +378,29 @@ class Driver(Endings):
         response: ResponseHead = self.response
         head = self.head
         protocol = self.protocol
-        ops = self.response_ops
         status = response.status
-        is_framed = not response.has_body or response.content_length is not None
-        is_common = is_framed and head.keep_alive and not (head.is_http_1_0 or protocol.is_draining)
-        if not self.is_request_ended:  # what is left of it has nowhere to go: say that the connection ends
-            self._close_after, is_common = True, False
-        if not is_common or ops or status == 204 or self.limited is not None:
-            self.relay_head(ops)
+        if (
+            self.response_ops
+            or self.limited is not None
+            or protocol.is_draining
+            or not self.is_request_ended
+            or not head.keep_alive
+            or head.is_http_1_0
+            or status == 204
+            or (response.content_length is None and response.has_body)
+        ):
+            if not self.is_request_ended:  # what is left of it has nowhere to go: say that the connection ends
+                self._close_after = True
+            self.relay_head(self.response_ops)
             if body:
                 self.relay_data(body)
             self.relay_end()
             return
         self.status = status
         self.sent = len(body)
-        via = apply.VIA_1_0 if response.http_1_0 else apply.VIA
-        protocol.write(apply.relayed_head(status, response.lines(), b"", self.correlation_id, via, body))
+        protocol.write(apply.relayed_whole(response, self.correlation_id, body))
         self._done()
-        protocol.exchange_ended(not self.is_request_ended)
+        protocol.exchange_ended(False)
 
     def relay_head(self, ops: tuple[HeaderOp, ...]) -> None:
         response: ResponseHead = self.response
@@ -430,19 +436,23 @@ class Driver(Endings):
             if status == 204:  # RFC 9110 8.6: no Content-Length
                 fields = [field for field in fields if field[0].lower() != b"content-length"]
             made = apply.response_head(status, fields, ops, framing, self.correlation_id, via)
-        self._unsent.append(made)
+        self._unsent = [made]
 
     def relay_data(self, data: bytes) -> None:
         self.sent += len(data)
+        unsent = self._unsent
+        if unsent is None:
+            unsent = self._unsent = []
         if self._is_chunked_out:
-            self._unsent += (b"%x\r\n" % len(data), data, b"\r\n")
+            unsent += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
-            self._unsent.append(data)
+            unsent.append(data)
 
     def _flush(self) -> None:
         """Write what this turn has for the client in one system call: each write is one (uvloop 0.23)."""
-        unsent = self._unsent
-        self._unsent = []
+        unsent, self._unsent = self._unsent, None
+        if unsent is None:
+            return
         if len(unsent) == 1:
             self.protocol.write(unsent[0])
         elif max(map(len, unsent)) < BODY_COPIED_BYTES:
@@ -451,12 +461,10 @@ class Driver(Endings):
             self.protocol.write_pieces(unsent)
 
     def flush_response(self) -> None:
-        if self._unsent:
-            self._flush()
+        self._flush()
 
     def relay_end(self) -> None:
         if self._is_chunked_out:
-            self._unsent.append(b"0\r\n\r\n")
-        if self._unsent:
-            self._flush()
+            self._unsent = [*(self._unsent or ()), b"0\r\n\r\n"]
+        self._flush()
         self._finish(self._close_after or (self.head.has_body and not self.is_request_ended))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from proxy.plan_view import PlanView
     from shared.segment_buckets import Limit
 
+_RESPONSES = R_RESPONSES - 1  # where those of status 1xx are counted, less the 1
 _TEXT: Field = (b"content-type", b"text/plain; charset=utf-8")
 _ACCOUNTS = {"failed": "upstream failed", "allow": "passed without an agent"}
 _FAILURE_TEXT = {502: b"bad gateway", 503: b"service unavailable", 504: b"gateway timeout"}
@@ -34,13 +35,14 @@ _FAILURE_TEXT = {502: b"bad gateway", 503: b"service unavailable", 504: b"gatewa
 class Endings(Upgraded):
     """An exchange that knows how to end."""
 
-    __slots__ = ("_is_forgotten", "_meta", "_unsent", "started_ns", "uses")
+    __slots__ = ("_meta", "_unsent", "attempts", "started_ns", "uses")
 
     started_ns: int
     uses: "tuple[tuple[Limit, int], ...]"  # concurrency limits that count it
-    _is_forgotten: bool  # a head's question is out that nobody waits for any more
+    attempts: int  # connections to upstreams that it was given
+    _is_forgotten = False  # a head's question is out that nobody waits for any more
     _meta: bytes  # `"metadata":{...}` of its events, once it was made
-    _unsent: list[bytes]  # of the response, until this turn's bytes are together
+    _unsent: list[bytes] | None  # of the response, until this turn's bytes are together
 
     def _metadata(self) -> bytes:
         raise NotImplementedError
@@ -66,7 +68,7 @@ class Endings(Upgraded):
         self.error = decision.reason
         self._account(decision.verb.word, self.status, decision.reason, decision.agent, aborted=True)
         self._done()
-        self._unsent.clear()
+        self._unsent = None
         self.protocol.abort()
 
     def fail(self, failure: UpstreamFailed) -> None:
@@ -116,7 +118,7 @@ class Endings(Upgraded):
         self.protocol.context.cells[W_STREAMS_ABORTED] += 1
         self._account("failed", self.status, why, "", aborted=True)
         self._done()
-        self._unsent.clear()
+        self._unsent = None
         self.protocol.abort()
 
     def vanish(self) -> None:
@@ -137,7 +139,7 @@ class Endings(Upgraded):
         status = self.status
         if status:
             tally = self.route.tally
-            tally[R_RESPONSES + status // 100 - 1] += 1
+            tally[status // 100 + _RESPONSES] += 1
             if status != 101:  # which lasts as long as somebody has something to say
                 observe_request(tally, now_ns() - self.started_ns)
         if self.uses:

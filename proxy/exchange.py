@@ -121,7 +121,7 @@ def _note_body_end(x: "Exchange", _: Any) -> None:
 def _connected(x: "Exchange", _: Any) -> None:
     x.state = SENDING
     x.send_head(x.request_ops)
-    if x.held is not None or (x.is_body_ended and x.has_body):
+    if x.has_body and (x.held is not None or x.is_body_ended):
         _send_held(x)
 
 

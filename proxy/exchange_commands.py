@@ -15,44 +15,40 @@ from shared.events import EventKind
 
 
 class Exchange:
-    """One request from its accepted head to the end of its response."""
+    """One request from its accepted head to the end of its response.
+
+    What every exchange sets has a slot. What most never touch (bodies, questions about responses, upgrades) has its
+    first value in the class: 60 stores a request cost 0.3 us, 25 half of it (2026-11).
+    """
 
     __slots__ = (
+        "__dict__",
         "asks_request",
         "asks_response",
-        "awaits_continue",
         "has_body",
-        "held",
-        "holds_head",
-        "holds_response_head",
-        "is_body_ended",
-        "is_data_ended",
-        "is_holding_upstream",
         "is_request_ended",
-        "is_response_ended",
-        "is_upgrading",
         "request_ops",
         "response",
-        "response_held",
         "response_ops",
         "state",
     )
+
+    awaits_continue = False  # the client sends its body after 100 Continue only
+    holds_head = False  # it goes upstream with what is let through of the body, not before
+    holds_response_head = False
+    is_holding_upstream = False
+    is_upgrading = False  # the response's head is a 101 that may be passed on
+    held: list[bytes] | None = None  # request body that came before it may go
+    response_held: list[bytes] | None = None
+    is_body_ended = False  # all of the request's body, where it has one, may go upstream
+    is_response_ended = False  # the upstream has sent all of it
+    is_data_ended = False  # and all of it may go to the client
 
     def __init__(self) -> None:
         self.state = NEW
         self.asks_request = self.asks_response = True  # some agent may want to see it
         self.has_body = True  # a body of the request may come
-        self.holds_head = False  # it goes upstream with what is let through of the body, not before
-        self.holds_response_head = False
-        self.awaits_continue = False  # the client sends its body after 100 Continue only
-        self.is_holding_upstream = False
-        self.is_upgrading = False  # the response's head is a 101 that may be passed on
-        self.held: list[bytes] | None = None  # request body that came before it may go
-        self.response_held: list[bytes] | None = None
         self.is_request_ended = False  # the client has sent all of it
-        self.is_body_ended = False  # and all of it may go upstream
-        self.is_response_ended = False  # the upstream has sent all of it
-        self.is_data_ended = False  # and all of it may go to the client
         self.request_ops: tuple[HeaderOp, ...] = ()
         self.response: Any = None  # the upstream's head
         self.response_ops: tuple[HeaderOp, ...] = ()  # given in the request phase, for the response

@@ -8,7 +8,7 @@ worker's own; so do the statuses by which a server says that it cannot now, thou
 Kind: IO.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from proxy.bodies import Bodies
 from proxy.exchange_states import SENDING, WAITING
@@ -16,10 +16,6 @@ from proxy.upstream.pool import UpstreamPool
 from shared.defaults import FALLBACK_KEPT_BYTES, FALLBACK_STATUSES
 from shared.errors import UpstreamFailed
 from shared.metrics import R_FALLBACKS
-
-if TYPE_CHECKING:
-    from proxy.app import RouteRuntime
-
 
 _OURS: Final = ("shutting_down", "internal_error")  # the next upstream would fail in the same way
 
@@ -37,17 +33,17 @@ def reason_of_failure(failure: UpstreamFailed) -> str:
 class Fallbacks(Bodies):
     """An exchange with several upstreams, one after the other."""
 
-    __slots__ = ("_kept", "_kept_bytes", "_tried", "fallback_host", "pool")
+    __slots__ = ("fallback_host", "pool")
 
     pool: UpstreamPool  # the upstream that is asked now
     fallback_host: bytes  # the Host that it gets where the client gave none
+    _kept: list[bytes] | None = None  # of the request's body; None = this upstream is the last
+    _kept_bytes = 0
+    _tried = 0
 
-    def _begin_fallbacks(self, route: "RouteRuntime") -> None:
-        """As part of the construction."""
-        self.pool = route.pool
-        self.fallback_host = route.fallback_host
-        self._kept: list[bytes] | None = [] if route.fallbacks else None
-        self._kept_bytes = self._tried = 0
+    def _begin_fallbacks(self) -> None:
+        """As part of the construction, where the route has others to fall back on."""
+        self._kept = []
 
     def keep(self, data: bytes) -> None:
         """Bytes of the request's body that go upstream."""

@@ -110,6 +110,19 @@ for _lower, _code in _MEANING.items():
         _names[_spelling.encode()] = (_code, _lower)
 
 
+class Front:
+    """What went upstream last, between the target and the correlation id, for heads with the same header lines.
+
+    Made with the operations `ops`; the traceparent's value goes between `lines` and `trail`.
+    """
+
+    __slots__ = ("lines", "ops", "trail")
+
+    def __init__(self) -> None:
+        self.ops: Any = None
+        self.lines = self.trail = b""
+
+
 class Head(msgspec.Struct, eq=False, gc=False):
     """An accepted request head.
 
@@ -145,9 +158,12 @@ class Head(msgspec.Struct, eq=False, gc=False):
     # Where they are known already (proxy/repeat.py): `kept` as lines, its lower-case names, `fields` as JSON.
     kept_lines: bytes | None = None
     kept_names: frozenset[str] = frozenset()
+    front: Front | None = None  # one for all of them
     map_json: bytes | None = None
-    event_rest: bytes | None = None  # what an event says of the head, and
-    route: Any = None  # the route chosen: both for the next request that is this one to the byte
+    # For the next request that is this one to the byte: what events say of the head and of its client,
+    event_rest: bytes | None = None
+    lasting: bytes | None = None
+    route: Any = None  # and the route chosen
 
 
 def normalise(

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Sequence
 
 from shared.defaults import BODY_COPIED_BYTES, BURST_FROM_WRITES, OUTBOX_PIECES_MAX
-from shared.pump import CallsSoon, Turn
+from shared.turn import CallsSoon, Turn
 
 
 class Outbox:
@@ -26,7 +26,7 @@ class Outbox:
     def __init__(self, loop: CallsSoon | None, turn: Turn | None = None) -> None:
         self._loop = loop
         self._turn = Turn(loop) if turn is None and loop is not None else turn
-        self._pending: dict[asyncio.Transport, list[bytes]] = {}
+        self._pending: dict[asyncio.Transport, bytes | list[bytes]] = {}  # what is held: mostly one piece
         self._is_holding = False
         self._at_once = 0  # writes of this turn that were not held
 
@@ -44,27 +44,35 @@ class Outbox:
             self.write_pieces(transport, (data,))
             return
         pending = self._pending
-        pieces = pending.get(transport)
-        if pieces is not None:
-            pieces.append(data)
-            if len(pieces) >= OUTBOX_PIECES_MAX:
-                self.flush(transport)
+        held = pending.get(transport)
+        if held is not None:
+            self._hold_more(transport, held, data)
             return
         if not pending:
             assert self._turn is not None
             self._turn.at_end(self._flush_all)
-        pending[transport] = [data]
+        pending[transport] = data
+
+    def _hold_more(self, transport: asyncio.Transport, held: bytes | list[bytes], data: bytes) -> None:
+        if isinstance(held, bytes):
+            self._pending[transport] = [held, data]
+            return
+        held.append(data)
+        if len(held) >= OUTBOX_PIECES_MAX:
+            self.flush(transport)
 
     def write_pieces(self, transport: asyncio.Transport, pieces: Sequence[bytes]) -> None:
         """The same for what would be copied if it were put together first."""
-        pending = self._pending.pop(transport, None)
-        transport.writelines([*pending, *pieces] if pending else pieces)
+        held = self._pending.pop(transport, None)
+        if held is not None:
+            pieces = [*(held if isinstance(held, list) else (held,)), *pieces]
+        transport.writelines(pieces)
 
     def flush(self, transport: asyncio.Transport) -> None:
         """Write now what is held for this one: its connection is about to be closed or half-closed."""
-        pieces = self._pending.pop(transport, None)
-        if pieces is not None:
-            _send(transport, pieces)
+        held = self._pending.pop(transport, None)
+        if held is not None:
+            _send_all({transport: held})
 
     def drop(self, transport: asyncio.Transport) -> None:
         """Forget what is held for this one: its connection is gone."""
@@ -81,14 +89,14 @@ class Outbox:
     def _flush_all(self) -> None:
         pending, self._pending = self._pending, {}
         self._is_holding = len(pending) >= BURST_FROM_WRITES // 2
-        for transport, pieces in pending.items():
-            _send(transport, pieces)
+        _send_all(pending)
 
 
-def _send(transport: asyncio.Transport, pieces: list[bytes]) -> None:
-    if transport.is_closing():
-        return  # its connection_lost tells whoever wrote
-    if len(pieces) == 1:
-        transport.write(pieces[0])
-    else:
-        transport.writelines(pieces)
+def _send_all(pending: dict[asyncio.Transport, bytes | list[bytes]]) -> None:
+    for transport, held in pending.items():
+        if transport.is_closing():
+            continue  # its connection_lost tells whoever wrote
+        if isinstance(held, list):
+            transport.writelines(held)
+        else:
+            transport.write(held)

@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 from proxy import app
 from proxy.driver import Driver
 from proxy.exchange import ROWS
-from proxy.exchange_states import BEGIN, BROKEN, ENDED, GONE
+from proxy.exchange_states import BEGIN, BROKEN, ENDED, GONE, NEW
 from proxy.forwarded import peer_lines, untrusted_lines
 from proxy.head import Field, Head, normalise
 from proxy.limits import release
@@ -54,6 +54,7 @@ from shared.metrics import W_CONNECTIONS, W_OPEN_CONNECTIONS
 from shared.segment_buckets import Limit
 from shared.wire.messages import connection_metadata, lasting_metadata
 
+_begin = ROWS[NEW][BEGIN]
 _RESET = struct.pack("ii", 1, 0)  # of SO_LINGER: what is unsent is thrown away, with a RST
 
 
@@ -96,6 +97,7 @@ class ProxyProtocol(RefusingClient):
         self._lasting: tuple[object, ...] = ()  # what `_lasting_part` was made of
         self._lasting_part = b""
         self._habits = Habits()
+        self._started: Head | None = None  # by the parser, in this read
         self._forwarded_parts = (b"", b"")
         self._forwarded_host: bytes | None = None
         self._forwarded = b""
@@ -229,8 +231,9 @@ class ProxyProtocol(RefusingClient):
                 self._begin(head)
                 return
         self._take(data)
-        if is_new and self.driver is not None:
-            self._habits.learn(data, self.driver.head)
+        head, self._started = self._started, None
+        if is_new and head is not None:  # its exchange may be over by now
+            self._habits.learn(data, head)
         driver = self.driver
         if driver is not None and driver.request_flow is not None:
             driver.request_flow.settle()
@@ -329,6 +332,7 @@ class ProxyProtocol(RefusingClient):
         except RequestRefused as refusal:
             self._answer_refusal(refusal, method, target, fields, keep_alive)
             return
+        self._started = head
         if upgrade is not None:
             head.keep_alive = False  # whatever the answer is: nothing behind it is read as HTTP
         self._begin(head, upgrade)
@@ -347,7 +351,8 @@ class ProxyProtocol(RefusingClient):
             self._answer_refusal(disabled, head.method, head.target, head.fields, head.keep_alive)
             return
         driver = self.driver = Driver(self, head, route, now_ns())
-        driver.upgrade = upgrade
+        if upgrade is not None:
+            driver.upgrade = upgrade
         if head.has_body:
             self._is_chunked = head.is_chunked
             self.waiting_for = BODY_BYTE
@@ -364,7 +369,7 @@ class ProxyProtocol(RefusingClient):
             self.waiting_for = NOTHING
             self.waiting_until = 0
         if route.limits is None or not route.limits.refuses(driver):
-            ROWS[driver.state][BEGIN](driver, None)
+            _begin(driver, None)
 
     def tunnel_ended(self, *, is_eof: bool) -> None:
         """From the tunnel: all is said. `is_eof`: also by the client."""
@@ -385,8 +390,12 @@ class ProxyProtocol(RefusingClient):
             self._schedule_next()
         elif self._refusal is not None:
             self._refuse_now(self._refusal)
-        else:
+        elif self._paused or self._in_head or self.is_full or self.is_draining:
             self._await_next()
+        else:  # the same, as it is nearly always
+            context = self.context
+            self.waiting_for = NEXT_REQUEST
+            self.waiting_until = context.now + context.keepalive_ns
 
     def _schedule_next(self) -> None:
         """Not from inside the ended exchange's own stack: a long pipeline would recurse."""
@@ -419,6 +428,7 @@ class ProxyProtocol(RefusingClient):
             self._receiving = None
         self._body_bytes = 0
         self._start(queued.method, queued.target, queued.version, queued.fields, queued.keep_alive, queued.is_upgrade)
+        self._started = None  # its bytes came in an earlier read
         driver = self.driver
         if driver is None:  # refused; the connection goes on or lingers
             if not self._is_lingering and self._queue:

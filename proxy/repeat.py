@@ -15,7 +15,7 @@ from copy import copy
 
 import orjson
 
-from proxy.head import Head, header_map, take_path
+from proxy.head import Front, Head, header_map, take_path
 from shared.defaults import MAX_TARGET_BYTES, REPEATED_HEAD_BYTES
 from shared.errors import RequestRefused
 
@@ -25,28 +25,29 @@ _VERSION = b" HTTP/1.1\r\n"
 class Repeat:
     """One block of header lines, with the head that it meant."""
 
-    __slots__ = ("_block", "_copy", "_last_data", "_last_head", "_method", "_size")
+    __slots__ = ("_block", "_copy", "_method", "_size", "last_data", "last_head")
 
     def __init__(self, block: bytes, head: Head) -> None:
         kept = copy(head)
-        kept.route = kept.event_rest = None  # what depends on the target is found out for each
+        kept.route = kept.event_rest = kept.lasting = None  # what depends on the target is found out for each
         kept.kept_lines = b"".join([b"%b: %b\r\n" % field for field in kept.kept])
         kept.kept_names = frozenset(name.lower().decode("latin-1") for name, _ in kept.kept)
+        kept.front = Front()
         kept.map_json = orjson.dumps(header_map(kept.fields))
         self._copy: Callable[[], Head] = kept.__copy__  # type: ignore[attr-defined]
         self._block = block
         self._size = len(block)
         self._method = kept.method + b" /"
-        self._last_data = b""
-        self._last_head: Head | None = None
+        self.last_data = b""
+        self.last_head: Head | None = None
 
     def head_of(self, data: bytes) -> Head | None:
         """The head of a read that is such a request and nothing else; None = the parser must look.
 
         Raises RequestRefused, as `normalise` would, for what the target says.
         """
-        if data == self._last_data:
-            return self._last_head  # the very same request, whose exchange is over: so is all that was found out
+        if data == self.last_data:
+            return self.last_head  # the very same request, whose exchange is over: so is all that was found out
         start = data.find(b"\n") + 1
         method = self._method
         if (
@@ -62,7 +63,7 @@ class Repeat:
         head = self._copy()
         head.target = target
         take_path(head, target)
-        self._last_data, self._last_head = data, head
+        self.last_data, self.last_head = data, head
         return head
 
 
@@ -83,6 +84,8 @@ class Habits:
         repeat = self._repeat
         if repeat is None:
             return None
+        if data == repeat.last_data:
+            return repeat.last_head
         try:
             return repeat.head_of(data)
         except RequestRefused:

@@ -30,25 +30,15 @@ from shared.wire.envelope import CancelReason
 class Upgraded(Fallbacks):
     """An exchange that may become a WebSocket."""
 
-    __slots__ = (
-        "_cancels",
-        "_deflate",
-        "_frame_views",
-        "decided_by",
-        "error",
-        "limited",
-        "status",
-        "tunnel",
-        "upgrade",
-    )
+    __slots__ = ("limited", "status", "upgrade")
 
     upgrade: Upgrade | None
-    tunnel: Tunnel | None
-    limited: "tuple[Limit, int] | None"
+    tunnel: Tunnel | None = None
+    limited: "tuple[Limit, int] | None"  # the most restrictive rate limit, and what it has left
     status: int
-    error: str
-    decided_by: str
-    _cancels: CancelReason | None
+    error = ""
+    decided_by = ""
+    _cancels: CancelReason | None = None  # a question of the tunnel's is out that nobody waits for any more
     _deflate: Deflate | None
     _frame_views: tuple[PlanView, ...]
 

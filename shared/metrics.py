@@ -119,6 +119,8 @@ W_CLIENT_BUFFERED: Final = 103
 W_PIPELINED: Final = 104
 W_BODIES_OUTSTANDING: Final = 105
 W_BODIES_OUTSTANDING_LIMIT: Final = 106
+W_HOP_UNSENT: Final = 107
+W_HOP_UNSENT_LIMIT: Final = 108
 
 # cells[W_DECISIONS_LOCAL + outcome]; a decision or a cancelled call is no reason to decide alone
 W_DECISIONS_LOCAL: Final = 48
@@ -244,6 +246,12 @@ WORKER_TABLE: Final = (
         W_BODIES_OUTSTANDING_LIMIT,
         "wardgate_bodies_outstanding_limit_bytes",
         "How many of them there may be; beyond, outcome queue_full.",
+    ),
+    _gauge(W_HOP_UNSENT, "wardgate_hop_unsent_bytes", "To agentd, which it has not taken yet."),
+    _gauge(
+        W_HOP_UNSENT_LIMIT,
+        "wardgate_hop_unsent_limit_bytes",
+        "How many of them there may be for one worker: runtime.hop_unsent_bytes; beyond, outcome queue_full.",
     ),
     *(Cell(W_DECISIONS_LOCAL + o, _LOCAL, (o.word,)) for o in Outcome if o not in _NO_REASONS),
     *(Cell(W_REFUSED + at, _REFUSED, (str(status),)) for status, at in REFUSED_AT.items()),

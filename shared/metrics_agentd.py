@@ -107,7 +107,7 @@ A_MESSAGES_LIMIT: Final = Metric(
 A_SENDS_REFUSED: Final = Metric(
     "wardgate_agent_sends_refused_total",
     _C,
-    "Times an instance was passed over because it had not read enough: bytes, messages, or its socket was full.",
+    "Times an instance was passed over because it had not read enough: bytes, messages, or its connection was full.",
     ("agent", "reason"),
 )
 M_EVENTS: Final = Metric("wardgate_agentd_events_pending", _G, "Events that a worker waits for, in agentd, now.")
@@ -116,8 +116,9 @@ M_REPLIES_DROPPED: Final = Metric(
     "wardgate_ingress_replies_dropped_total", _C, "Decisions that a worker's full or closed socket did not take."
 )
 M_UNKNOWN: Final = Metric("wardgate_ingress_unknown_total", _C, "Messages of connections that had not registered.")
-M_HOP_LIMIT: Final = Metric(
-    "wardgate_hop_queue_limit", _G, "Messages that may wait in a socket between worker and agentd: runtime.hop_hwm."
+M_UNSENT: Final = Metric("wardgate_ingress_unsent_bytes", _G, "Of decisions that wait for the worker that reads least.")
+M_UNSENT_LIMIT: Final = Metric(
+    "wardgate_ingress_unsent_limit_bytes", _G, "How many may wait for one worker: runtime.hop_unsent_bytes."
 )
 M_LOCAL: Final = Metric(
     "wardgate_local_connections", _G, "Connections to the sockets of workers and agents now.", ("socket",)
@@ -244,7 +245,8 @@ AGENTD_TABLE: Final = (
     M_EXCHANGES,
     M_REPLIES_DROPPED,
     M_UNKNOWN,
-    M_HOP_LIMIT,
+    M_UNSENT,
+    M_UNSENT_LIMIT,
     M_LOCAL,
     M_LOCAL_LIMIT,
     M_LOCAL_REFUSED,

@@ -2,7 +2,7 @@
 
     calls, told events --batches--> Batch(rows, bodies) --> EVENTS | rows as JSON | body ... --> socket
 
-The workers' bytes are joined, not decoded; bodies stay the frames that they came in (agentd/frames.py). What may
+The workers' bytes are joined, not decoded; bodies stay the frames that they came in. What may
 be sent at all was decided before; nothing here knows a budget.
 
 Kind: pure.
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agentd.call import Call, CallState
-from agentd.frames import uncopied
 from shared.clock import MS
 from shared.defaults import AGENT_MAX_FRAMES, AGENT_MAX_MESSAGE_BYTES
 from shared.wire.agent_zmq import EventRow
@@ -47,6 +46,7 @@ def size_of(call: Call) -> int:
 def batches(calls: Iterable[Call], told: Iterable[Told], limit: int, now: int) -> Iterator[Batch]:
     """At most `limit` events a batch; what does not fit a message with others is alone in one."""
     batch = Batch()
+    rows, bodies, size = batch.rows, batch.bodies, 0
     for call in calls:
         if call.state is not _SENT:
             continue  # it ended in this very tick
@@ -54,17 +54,20 @@ def batches(calls: Iterable[Call], told: Iterable[Told], limit: int, now: int) -
         room = len(event) + ROW_BYTES
         if body is not None:
             room += len(body)
-        if len(batch.rows) >= limit or batch.size + room > EVENTS_MAX_BYTES or len(batch.bodies) >= _BODIES_MAX:
-            if batch.rows:
+        if len(rows) >= limit or size + room > EVENTS_MAX_BYTES or len(bodies) >= _BODIES_MAX:
+            if rows:
+                batch.size = size
                 yield batch
             batch = Batch()
+            rows, bodies, size = batch.rows, batch.bodies, 0
         n = None
         if body is not None:
-            n = len(batch.bodies)
-            batch.bodies.append(uncopied(body))
+            n = len(bodies)
+            bodies.append(body)
         batch.calls.append(call)
-        batch.rows.append((call.call_id, (call.deadline_ns - now) // MS, event, n))
-        batch.size += room
+        rows.append((call.call_id, (call.deadline_ns - now) // MS, event, n))
+        size += room
+    batch.size = size
     for call_id, deadline_ns, event in told:
         room = len(event) + ROW_BYTES
         if len(batch.rows) >= limit or batch.size + room > EVENTS_MAX_BYTES:

@@ -12,23 +12,20 @@ from collections import deque
 class Unread:
     """`bytes` are counted when something is noted, messages when they leave."""
 
-    __slots__ = ("_flights", "_read_ns", "bytes", "number")
+    __slots__ = ("_flights", "_read_ns", "bytes", "messages", "number")
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.messages = 0  # sent, and not shown to be read
         self.number = 0  # of the latest message
         # (sent ns, number of the message, its bytes)
         self._flights: deque[tuple[int, int, int]] = deque()
         self._read_ns = 0  # when the latest message left that is known to be read
 
-    @property
-    def messages(self) -> int:
-        """Sent, and not shown to be read."""
-        return len(self._flights)
-
     def left(self, size: int, now: int) -> None:
         """A message of so many bytes, which were counted before."""
         self.number += 1
+        self.messages += 1
         self._flights.append((now, self.number, size))
 
     def answered(self, noted_ns: int) -> None:
@@ -48,6 +45,7 @@ class Unread:
 
     def _read(self, flight: tuple[int, int, int]) -> None:
         self._read_ns, _, size = flight
+        self.messages -= 1
         self.bytes -= size
 
 

@@ -22,12 +22,12 @@ _Memory = dict[bytes, Screened]
 class VerdictReader:
     """One per agent, shared by its instances. What it returns is shared too: nobody may change it."""
 
-    __slots__ = ("_decode", "_others", "_plain", "_with_host", "agent")
+    __slots__ = ("_decode", "_others", "_with_host", "agent", "plain")
 
     def __init__(self, agent: str, decode: Callable[[bytes], Verdict] = decode_verdict) -> None:
         self.agent = agent
         self._decode = decode
-        self._plain: _Memory = {}
+        self.plain: _Memory = {}
         self._with_host: _Memory = {}  # for routes whose agents may set Host
         self._others: dict[int, _Memory] = {}  # of bodies, frames and texts: by kind, may_set_host, is_last
 
@@ -39,7 +39,7 @@ class VerdictReader:
         if body is not None or len(data) > VERDICT_CACHE_BYTES:
             return self._screen(data, question, body)[0]
         if question is HEAD:
-            memory = self._plain
+            memory = self.plain
         elif question is HEAD_AND_HOST:
             memory = self._with_host
         else:

@@ -24,11 +24,13 @@ import zmq
 
 from agentd.call import Call, Instance
 from agentd.lane import Lane
-from agentd.peers import Loop, inode_of
+from agentd.peers import Loop
 from agentd.registry import configuration
+from agentd.transport.pump import REPLY_FRAMES_MAX, Pump, receive_reply
 from agentd.transport.verdicts import VerdictReader
-from agentd.transport.zmq_inbox import REPLY_FRAMES_MAX, receive_reply
+from agentd.transport.zmq_fd import inode_of
 from shared import log
+from shared.backoff import BackOff
 from shared.clock import MS
 from shared.config.schema import Agent
 from shared.defaults import (
@@ -40,7 +42,6 @@ from shared.defaults import (
     ZMTP_HANDSHAKE_MS,
 )
 from shared.errors import WireError
-from shared.pump import Pump
 from shared.wire.agent_messages import Configuration
 from shared.wire.agent_zmq import pack_v1, pack_v1_configure, unpack_v1
 from shared.wire.envelope import CancelReason
@@ -71,29 +72,6 @@ class Host(Protocol):
 
     def closed(self) -> None:
         """A connection has ended for good."""
-
-
-class BackOff:
-    """How long to wait before dialling again: doubling, capped, with jitter, without a last time."""
-
-    __slots__ = ("_first_ms", "_max_ms", "_random", "_tries")
-
-    def __init__(self, first_ms: int, max_ms: int, random: Callable[[], float]) -> None:
-        self._first_ms = first_ms
-        self._max_ms = max_ms
-        self._random = random  # 0 <= x < 1
-        self._tries = 0
-
-    def next_ms(self) -> int:
-        """Between half and the whole of the wait that is due: many connections shall not come at once."""
-        whole_ms = min(self._max_ms, self._first_ms << self._tries)
-        if whole_ms < self._max_ms:
-            self._tries += 1
-        return int(whole_ms * (0.5 + self._random() / 2))
-
-    def reset(self) -> None:
-        """It worked."""
-        self._tries = 0
 
 
 class Link(Enum):

@@ -79,7 +79,7 @@ class Door(Outbox, Protocol):
 
 
 class Reception:
-    """The sessions by routing id. A connection has at most one; it may begin another when that is over."""
+    """The sessions by connection. A connection has at most one; it may begin another when that is over."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Reception:
         on_change: Callable[[], None],
     ) -> None:
         self.registry = registry
-        self.sessions: dict[bytes, V2Session] = {}
+        self.sessions: dict[Peer, V2Session] = {}
         self.garbage = 0  # messages of connections without a session
         self.log = log.RateLimited(COMPONENT, AGENT_LOG_LINES_PER_S, clock)
         self._door = door
@@ -104,14 +104,14 @@ class Reception:
         self.farewells: dict[str, Farewell] = {}  # by session id; the last DRAINS_REMEMBERED
         self._held_out: dict[tuple[int, int, str, str], int] = {}  # uid, pid, agent, instance -> until when
 
-    def open(self, peer: Peer, routing_id: bytes, since_ns: int) -> V2Session:
+    def open(self, peer: Peer, since_ns: int) -> V2Session:
         """A connection begins to talk."""
         wire = Session(since_ns, self._heartbeat_ms)
         if peer.owner is not None:
             wire.inherit(peer.owner.wire)
             self.lost(peer.owner, "it begins again")
-        session = V2Session(self._door, peer, routing_id, wire, self._random_bytes(4).hex())
-        peer.owner = self.sessions[routing_id] = session
+        session = V2Session(self._door, peer, wire, self._random_bytes(4).hex())
+        peer.owner = self.sessions[peer] = session
         return session
 
     # --- what agents say --------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Reception:
             if wire.state is not State.REFUSED and hello == session.hello and wire.is_crossed_repeat(now):
                 self.say(session, Event.REPEAT, now)
                 return
-            session = self.open(session.peer, session.routing_id, now)
+            session = self.open(session.peer, now)
         until = self._penalties.get((session.peer.uid, session.peer.pid), 0)
         if until > now:
             self.refuse(session, RefuseCode.MALFORMED, "too many bad messages", retry_ms=(until - now) // MS + 1)
@@ -187,9 +187,6 @@ class Reception:
         if self._is_held_out(session.peer, hello, now):
             session.hello = hello
             self.refuse(session, RefuseCode.DRAINED, "an operator has drained this instance, to replace its process")
-            return
-        if session.routing_id[0] != 0:  # those that ZeroMQ makes begin with a zero byte
-            self.refuse(session, RefuseCode.PROTOCOL, "agents set no routing id of their own")
             return
         seat = self.registry.judge(hello, session.peer.uid)
         if isinstance(seat, No):
@@ -235,6 +232,7 @@ class Reception:
         if old is not None:
             self.refuse(old, RefuseCode.DUPLICATE_INSTANCE, "a newer process has this instance name", is_final=True)
         self.say(session, Event.WELCOME, now)
+        session.take_bounds()
 
     def _config_result(self, session: V2Session, result: ConfigResult, now: int) -> None:
         if result.config_version != session.config_version:
@@ -305,6 +303,13 @@ class Reception:
             refusal = Refusal(code.value, "this connection has no session", RETRY_AFTER_MS[code])
             self._door.transmit(session, pack(refusal))
 
+    def fault(self, session: V2Session | None) -> None:
+        """What came over a connection cannot be read at all."""
+        if session is None:
+            self.garbage += 1
+        else:
+            self.count_garbage(session)
+
     def count_garbage(self, session: V2Session) -> None:
         """A message that cannot be used."""
         session.malformed += 1
@@ -372,8 +377,8 @@ class Reception:
             if len(self.farewells) >= DRAINS_REMEMBERED:
                 del self.farewells[next(iter(self.farewells))]
             self.farewells[session.session_id] = Farewell(is_finished, reason, len(session.calls), session.pins)
-        if self.sessions.get(session.routing_id) is session:
-            del self.sessions[session.routing_id]
+        if self.sessions.get(session.peer) is session:
+            del self.sessions[session.peer]
         if session.peer.owner is session:
             session.peer.owner = None
             session.peer.accepted_ns = self._clock()

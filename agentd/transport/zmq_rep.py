@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import zmq
 
 from agentd.lane import Lane
-from agentd.peers import Loop, MemoryGuard, Suspect, unread_bytes
+from agentd.memory import MemoryGuard, Suspect
+from agentd.peers import Loop
 from agentd.registry import configuration
 from agentd.transport.verdicts import VerdictReader
+from agentd.transport.zmq_fd import unread_bytes
 from agentd.transport.zmq_lockstep import Link, V1Connection, connection_name
 from shared import log
 from shared.clock import MS, S, now_ns

@@ -65,6 +65,9 @@ class Rollout:
             if state is State.READY and seat in busy:
                 self._has_more = True
                 continue
+            session.flush(now)  # what it was asked before, before CONFIG
+            if session.wire.state is not state:
+                continue  # its connection was found broken
             if state is State.READY:
                 busy.add(seat)
             self._reception.say(session, Event.RECONFIGURE, now)

@@ -4,8 +4,8 @@ Out: `send`, `tell` and `cancel` only note; the transport calls `flush` once per
 leaves as one EVENTS message (per `max_batch`: agentd/transport/batches.py) and one CANCEL. In: verdicts in any
 order and grouping.
 
-An agent that does not read fills ZeroMQ's pipe, which counts messages, not bytes. So what was sent and
-not yet shown to be read is counted here, in both; a verdict or a PONG shows that everything sent before
+What an agent that does not read has not taken lies in the kernel and in ours. So what was sent and not yet shown to
+be read is counted here, in messages and bytes; a verdict or a PONG shows that everything sent before
 was read. Over the bound `send` is False (QueueFull), however the calls ended meanwhile; `tell`, for what needs
 no answer, is so somewhat earlier: no request shall be refused for it.
 
@@ -21,13 +21,16 @@ from typing import Any, Protocol
 from agentd.call import Call, CallState
 from agentd.peers import Peer
 from agentd.registry import Seat
-from agentd.transport.batches import EVENTS_MAX_BYTES, Batch, Told, batches, size_of
+from agentd.transport.batches import EVENTS_MAX_BYTES, ROW_BYTES, Batch, Told, batches, size_of
 from agentd.transport.unread import Remembered, Unread
 from shared.clock import MS
 from shared.decision import Outcome
 from shared.defaults import (
+    AGENT_CONTROL_MAX_BYTES,
     AGENT_ENDED_REMEMBERED,
     AGENT_HWM,
+    AGENT_MAX_FRAMES,
+    AGENT_MAX_MESSAGE_BYTES,
     DRAIN_DEADLINE_MS,
     HOP_BODY_MAX_BYTES,
     SESSION_MAX_BYTES,
@@ -38,7 +41,7 @@ from shared.wire.agent_messages import Cancel, Drain, Hello, Ping, VerdictEntry
 from shared.wire.agent_zmq import check_size, pack, pack_events, salvage_verdicts, unpack_verdicts
 from shared.wire.envelope import CancelReason
 from shared.wire.session import MAY_HAVE_CALLS, Event, Session, State
-from shared.wire.verdict import Screened
+from shared.wire.verdict import HEAD, Screened
 
 _SENT = CallState.SENT
 _WELCOMED = MAY_HAVE_CALLS | {State.CONFIGURING}
@@ -67,7 +70,55 @@ class Outbox(Protocol):
 class V2Session:
     """An `Instance` (agentd/call.py) from its WELCOME on; before, a connection that has said something."""
 
-    def __init__(self, outbox: Outbox, peer: Peer, routing_id: bytes, wire: Session, session_id: str) -> None:
+    __slots__ = (
+        "_answered",
+        "_cancels",
+        "_is_full",
+        "_is_probing",
+        "_out",
+        "_outbox",
+        "_told",
+        "_told_unanswered",
+        "_unanswered",
+        "_unread",
+        "batch",
+        "calls",
+        "config_version",
+        "debt",
+        "drain_deadline_ns",
+        "events_sent",
+        "has_asked_pause",
+        "health",
+        "health_message",
+        "hello",
+        "is_drained",
+        "is_draining",
+        "is_live",
+        "is_lockstep",
+        "is_marked",
+        "is_paused",
+        "limit",
+        "load",
+        "malformed",
+        "max_body_bytes",
+        "max_bytes",
+        "max_messages",
+        "name",
+        "nonce",
+        "owes",
+        "peer",
+        "pins",
+        "retry_at_ns",
+        "seat",
+        "sends_refused",
+        "session_id",
+        "strays",
+        "verdicts_taken",
+        "was_useful",
+        "wire",
+    )
+
+    def __init__(self, outbox: Outbox, peer: Peer, wire: Session, session_id: str) -> None:
         # what the lane reads and keeps
         self.name = ""
         self.limit = 1
@@ -85,7 +136,6 @@ class V2Session:
         # who it is
         self.wire = wire
         self.peer = peer
-        self.routing_id = routing_id
         self.session_id = session_id
         self.seat: Seat | None = None
         self.hello = Hello(0, "", "-", [])
@@ -123,13 +173,16 @@ class V2Session:
 
     def send(self, call: Call) -> bool:
         """Note it for this tick's EVENTS."""
-        size = size_of(call)
-        messages = self._unread.messages + len(self._out) // self.batch
-        if self._is_full or self._unread.bytes + size > self.max_bytes or messages >= self.max_messages - 1:
+        unread, out = self._unread, self._out
+        size = len(call.event) + ROW_BYTES  # size_of(call), which is a call less
+        if call.body is not None:
+            size += len(call.body)
+        messages = unread.messages + len(out) // self.batch
+        if self._is_full or unread.bytes + size > self.max_bytes or messages >= self.max_messages - 1:
             self._count_refused(messages)
             return False
-        self._unread.bytes += size
-        self._out.append(call)
+        unread.bytes += size
+        out.append(call)
         if not self.is_marked:
             self._outbox.mark(self)
         return True
@@ -175,8 +228,9 @@ class V2Session:
 
     def begin_drain(self, deadline_ns: int) -> None:
         """Say DRAIN; BYE follows when nothing is left, at the deadline at the latest."""
+        now = self._outbox.clock()
+        self.flush(now)  # what it was asked before, before DRAIN
         if self.wire.state in _WELCOMED:
-            now = self._outbox.clock()
             self.wire.feed(Event.DRAIN, now)
             self._outbox.transmit(self, pack(Drain(deadline_ms=max(0, (deadline_ns - now) // MS))))
             self._drain_until(deadline_ns)
@@ -208,6 +262,10 @@ class V2Session:
             self.max_bytes = self.seat.settings.max_outstanding_bytes
             self.max_messages = self.seat.hwm
         self.max_body_bytes = min(self.hello.body_bytes, HOP_BODY_MAX_BYTES, self.max_bytes // 2)
+        if self.wire.state in _WELCOMED:  # whoever has a secret to prove yet gets no room for long messages
+            connection = self.peer.connection
+            connection.max_unsent = self.max_bytes + AGENT_CONTROL_MAX_BYTES
+            connection.limit(AGENT_MAX_MESSAGE_BYTES, AGENT_MAX_FRAMES)
 
     def pause(self, *, is_asked: bool | None = None) -> None:
         """Work out `is_paused` anew; `is_asked` by PAUSE or RESUME."""
@@ -253,14 +311,15 @@ class V2Session:
         if size > EVENTS_MAX_BYTES:
             self._take_back(batch, Outcome.BODY_TOO_LARGE, "its event fits no message")
             return
-        if self._is_full or not self._transmit(pack_events(batch.rows, batch.bodies), size, now):
+        is_over = self.wire.state not in MAY_HAVE_CALLS  # what is left needs no answer
+        if is_over or self._is_full or not self._transmit(pack_events(batch.rows, batch.bodies), size, now):
             self._is_full = True  # until the next look
             self._take_back(batch, Outcome.QUEUE_FULL, "its socket is full")
             return
         self.events_sent += len(batch.rows)
         if batch.bodies:
             for call in batch.calls:
-                call.body = None  # ZeroMQ has it
+                call.body = None  # the connection has it
 
     def _take_back(self, batch: Batch, outcome: Outcome, message: str) -> None:
         """Not sent after all."""
@@ -283,15 +342,16 @@ class V2Session:
         self.seat.lane.failed(call, outcome, message)
 
     def take_verdicts(self, frames: Sequence[Any], now: int) -> str:
-        """VERDICTS: `frames` from the JSON on, long bodies as zmq.Frame. What is wrong with it, "" if nothing is."""
+        """VERDICTS: `frames` from the JSON on. What is wrong with it, "" if nothing is."""
         seat = self.seat
         assert seat is not None
         self.was_useful = False
         wrong = ""
-        bodies = frames[1:]
+        bodies: Sequence[Any] = ()
         try:
             if len(frames) > 1:
                 check_size(frames)
+                bodies = frames[1:]
             elif not frames:
                 raise WireError("VERDICTS: wants a frame of JSON")
             entries = unpack_verdicts(frames[0])
@@ -309,7 +369,8 @@ class V2Session:
         if len(entries) > len(self.calls) + VERDICTS_MAX_ENTRIES:
             return f"VERDICTS: {len(entries)} entries, more than calls"
         calls, lane, read, remember = self.calls, seat.lane, seat.reader.read, self._answered.append
-        used: set[int] = set()
+        plain = seat.reader.plain
+        used: set[int] | None = None
         sent_ns = 0
         for entry in entries:
             call = calls.get(entry.call)
@@ -319,8 +380,10 @@ class V2Session:
             sent_ns = call.sent_ns
             remember(entry.call)
             if entry.n is None:
-                lane.answered(call, read(entry.verdict, call.question), now)
+                screened = plain.get(bytes(entry.verdict)) if call.question is HEAD else None
+                lane.answered(call, screened or read(entry.verdict, call.question), now)
             else:
+                used = set() if used is None else used
                 lane.answered(call, self._with_body(entry, call, bodies, used), now)
         self.verdicts_taken += len(entries)
         if sent_ns:
@@ -349,8 +412,6 @@ class V2Session:
         used.add(n)
         body = bodies[n]
         self.seat.lane.ledger.body_bytes_received += len(body)
-        if not isinstance(body, bytes):  # a replacement leaves as it came; a page is part of a decision's record
-            body = body.buffer if call.asked.has_body else body.bytes
         return self.seat.reader.read(entry.verdict, call.question, body)
 
     def _stray(self, call_id: str) -> str:

@@ -114,7 +114,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_request_complete",
         "_is_stalled",
         "_reader",
-        "_transport",
         "endpoint",
         "has_more",
         "is_head_told",
@@ -125,6 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
         "owner",
         "retried",
         "sink",
+        "transport",
     )
 
     def __init__(self, owner: ConnectionOwner, endpoint: Endpoint) -> None:
@@ -138,7 +138,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.marked_ns = 0
         self.method = b""
         self.retried = 0
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._reader = ResponseReader()
         self._is_paused = False  # by the sink: it takes no more of the response
         self._is_stalled = False  # by the transport: it takes no more of the request
@@ -158,7 +158,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.retried = retried
         self.marked_ns = 0
         self.is_head_told = self._is_request_complete = self._is_body_given = False
-        self._reader.begin(method == b"HEAD")
+        reader = self._reader
+        if reader.state or method == b"HEAD":
+            reader.begin(method == b"HEAD")
         sink.upstream_connected(self)
 
     # --- called by the sink -----------------------------------------------------------------------
@@ -169,7 +171,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def end_writing(self) -> None:
         """After a 101: nothing more will be written. Over TLS that ends the connection."""
-        transport = self._transport
+        transport = self.transport
         if self.sink is not None and transport is not None and not transport.is_closing():
             self.owner.outbox.flush(transport)
             if transport.can_write_eof():
@@ -180,7 +182,7 @@ class UpstreamConnection(asyncio.Protocol):
     def leave(self) -> None:
         """After a 101: all is said. What the upstream still says is thrown away, so that nothing said is lost by a
         reset; the pool ends it if the upstream does not."""
-        transport = self._transport
+        transport = self.transport
         if self.sink is None:
             return
         self.sink = None
@@ -199,25 +201,25 @@ class UpstreamConnection(asyncio.Protocol):
 
     def write_head(self, data: bytes, is_whole: bool = False) -> None:
         """The request's head, and nothing of its body. `is_whole`: there is none; as if `end_body` followed."""
-        if self.sink is not None and self._transport is not None:
+        if self.sink is not None and self.transport is not None:
             self._is_request_complete = is_whole
-            self.owner.outbox.write(self._transport, data)
+            self.owner.outbox.write(self.transport, data)
 
     def write_body(self, data: bytes) -> None:
         """Body bytes, framed by the caller. From the first on the request is never retried."""
-        if self.sink is not None and self._transport is not None:
+        if self.sink is not None and self.transport is not None:
             self._is_body_given = True
             self.marked_ns = 0
-            self.owner.outbox.write(self._transport, data)
+            self.owner.outbox.write(self.transport, data)
 
     def write_chunk(self, data: bytes) -> None:
         """The same in a chunk of its own; a large one is not copied for its frame."""
         if len(data) < BODY_COPIED_BYTES:
             self.write_body(b"%x\r\n%b\r\n" % (len(data), data))
-        elif self.sink is not None and self._transport is not None:
+        elif self.sink is not None and self.transport is not None:
             self._is_body_given = True
             self.marked_ns = 0
-            self.owner.outbox.write_pieces(self._transport, (b"%x\r\n" % len(data), data, b"\r\n"))
+            self.owner.outbox.write_pieces(self.transport, (b"%x\r\n" % len(data), data, b"\r\n"))
 
     def end_body(self) -> None:
         """The request is complete, with or without a body; without this the connection is never reused."""
@@ -233,21 +235,21 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """The client takes no more for now. What this read has already brought is still delivered."""
-        if self.sink is not None and not self._is_paused and self._transport is not None:
+        if self.sink is not None and not self._is_paused and self.transport is not None:
             self._is_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """The client takes more again."""
-        if self.sink is not None and self._is_paused and self._transport is not None:
+        if self.sink is not None and self._is_paused and self.transport is not None:
             self._is_paused = False
             self.marked_ns = 0
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     # --- called by the transport ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = made = cast(asyncio.Transport, transport)
+        self.transport = made = cast(asyncio.Transport, transport)
         made.set_write_buffer_limits(high=self.owner.buffer_bytes)
         sock = made.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
@@ -260,43 +262,53 @@ class UpstreamConnection(asyncio.Protocol):
             if not self.is_leaving:
                 self._unasked()
             return
-        self.marked_ns = 0
         reader = self._reader
+        head = reader.whole(data)
+        if head is None:
+            head = self._feed(sink, reader, data)
+            if head is None:
+                return
+        body = reader.body
+        try:
+            self._let_go()  # perhaps to another request, which may fail us, too
+            sink.upstream_whole(head, body)
+        except Exception:
+            # Nothing ties the request to this connection any more: it must not be left hanging.
+            self.owner.failed(self, sink, UpstreamFailed(502, "internal_error", "the response failed us"))
+            raise
+
+    def _feed(self, sink: UpstreamSink, reader: ResponseReader, data: bytes) -> ResponseHead | None:
+        """Tell the sink what this read brought; but a response that it brought all of is returned, and not told."""
+        self.marked_ns = 0
         try:
             reader.feed(data)
         except UpstreamFailed as failure:
             self.fail(failure)
-            return
+            return None
         if not self.is_head_told:
             if reader.informational is not None:
                 for status, headers in reader.informational:
                     sink.upstream_informational(status, headers)
                     if self.sink is not sink:
-                        return
+                        return None
             head = reader.head
             if head is None:
-                return
+                return None
             self.is_head_told = True
             if reader.is_complete:
-                try:
-                    self._let_go()  # perhaps to another request, which may fail us, too
-                    sink.upstream_whole(head, reader.body)
-                except Exception:
-                    # Nothing ties the request to this connection any more: it must not be left hanging.
-                    self.owner.failed(self, sink, UpstreamFailed(502, "internal_error", "the response failed us"))
-                    raise
-                return
+                return head
             self.has_more = reader.is_complete or reader.body != b""
             sink.upstream_head(head)
             if self.sink is not sink:
-                return
+                return None
         if reader.body:
             self.has_more = reader.is_complete
             sink.upstream_body(reader.body)
             if self.sink is not sink:
-                return
+                return None
         if reader.is_complete:
             self._finish(sink)
+        return None
 
     def eof_received(self) -> bool:
         """True: the transport stays open for what is still to be written (not over TLS)."""
@@ -306,7 +318,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif self._reader.is_tunnel and not self._is_cut():
             self._is_eof = True
             sink.upstream_eof()
-            return self.sink is sink and self._transport is not None and self._transport.can_write_eof()
+            return self.sink is sink and self.transport is not None and self.transport.can_write_eof()
         elif not self._is_cut() and self._reader.eof():
             self._finish(sink)
         else:
@@ -314,9 +326,9 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self.owner.outbox.drop(self._transport)
-        self._transport = None
+        if self.transport is not None:
+            self.owner.outbox.drop(self.transport)
+        self.transport = None
         sink = self.sink
         self.sink = None
         self.owner.lost(self)
@@ -339,7 +351,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def is_usable(self) -> bool:
         """Whether a request can still be written; an idle connection may have died in this turn of the loop."""
-        return self._transport is not None and not self._transport.is_closing()
+        return self.transport is not None and not self.transport.is_closing()
 
     def is_held_by_client(self) -> bool:
         """Whether silence is the client's doing."""
@@ -365,9 +377,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close an idle or finished connection in good order."""
-        if self._transport is not None:
-            self.owner.outbox.flush(self._transport)
-            self._transport.close()
+        if self.transport is not None:
+            self.owner.outbox.flush(self.transport)
+            self.transport.close()
 
     def drop(self) -> None:
         """Close at once whatever state it is in; a sink is not told."""
@@ -375,15 +387,15 @@ class UpstreamConnection(asyncio.Protocol):
         self._drop()
 
     def _drop(self) -> None:
-        if self._transport is not None:
-            self.owner.outbox.drop(self._transport)
-            self._transport.abort()
+        if self.transport is not None:
+            self.owner.outbox.drop(self.transport)
+            self.transport.abort()
 
     def _has_unsent(self) -> bool:
         """Whether bytes of the request are still here; only a body can be that long."""
         if not self._is_body_given:
             return self._is_stalled
-        transport = self._transport
+        transport = self.transport
         return transport is None or transport.get_write_buffer_size() > 0 or self.owner.outbox.holds(transport)
 
     def _is_cut(self) -> bool:
@@ -391,7 +403,7 @@ class UpstreamConnection(asyncio.Protocol):
 
         uvloop reports only a true end, asyncio any.
         """
-        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
         if tls is None:
             return False
         try:
@@ -416,8 +428,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.has_more = False
         if self._is_paused:  # an idle connection must read, or its end would go unnoticed
             self._is_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
+            if self.transport is not None:
+                self.transport.resume_reading()
         if reader.has_extra:
             self.owner.poisoned(self)
             self._drop()
@@ -432,7 +444,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _unasked(self) -> None:
         """Bytes without a request: whatever they are, the next response could no longer be told apart."""
-        transport = self._transport
+        transport = self.transport
         if transport is not None and not transport.is_closing():
             self.owner.forget_idle(self)
             self.owner.poisoned(self)

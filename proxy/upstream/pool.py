@@ -73,6 +73,7 @@ class UpstreamPool:
         "_published",
         "_response_ns",
         "_retries",
+        "_reuses",
         "_sweep_ns",
         "_waiters",
         "buffer_bytes",
@@ -130,6 +131,7 @@ class UpstreamPool:
         self._sweep_ns = min(max(shortest // 10, SWEEP_MS * MS), UPSTREAM_SWEEP_MAX_MS * MS)
         self._next_sweep_ns = 0
         self._published = (0, 0, 0)
+        self._reuses = 0  # counted here per request, added to the cells by the sweep
         self._closed: asyncio.Future[None] | None = None  # set by close(); done with the last connection
 
     @property
@@ -163,8 +165,9 @@ class UpstreamPool:
         idle = self._idle[endpoint]
         while idle:
             conn = idle.pop()
-            if conn.is_usable():
-                self._cells[W_UPSTREAM_REUSES] += 1
+            transport = conn.transport
+            if transport is not None and not transport.is_closing():  # `is_usable`, in the way of every request
+                self._reuses += 1
                 conn.give_to(sink, method, 0)
                 return
         self._wait(sink, _Waiter(method, self._clock(), 0), endpoint)
@@ -182,7 +185,7 @@ class UpstreamPool:
                 while idle:
                     conn = idle.pop()
                     if conn.is_usable():
-                        self._cells[W_UPSTREAM_REUSES] += 1
+                        self._reuses += 1
                         conn.give_to(sink, waiter.method, 0)
                         return
         if len(self._waiters) >= self._max_waiting:
@@ -248,7 +251,7 @@ class UpstreamPool:
     def take_back(self, conn: UpstreamConnection) -> None:
         """A connection has done its work and may do more."""
         if self._waiters:
-            self._cells[W_UPSTREAM_REUSES] += 1
+            self._reuses += 1
             self._serve_first(conn)
         else:
             conn.marked_ns = 0
@@ -350,10 +353,16 @@ class UpstreamPool:
             else:
                 conn.fail(UpstreamFailed(504, "response_timeout", "no response in time"))
 
+    def add_up(self) -> None:
+        """Move what is counted per request into the worker's cells."""
+        self._cells[W_UPSTREAM_REUSES] += self._reuses
+        self._reuses = 0
+
     def _publish(self, idle: int, connections: int, waiting: int) -> None:
         """The gauges are sums over the pools of a worker: each adds what has changed."""
         before = self._published
         self._published = (idle, connections, waiting)
+        self.add_up()
         self._cells[W_UPSTREAM_IDLE] += idle - before[0]
         self._cells[W_UPSTREAM_OPEN] += connections - before[1]
         self._cells[W_UPSTREAM_WAITING] += waiting - before[2]

@@ -33,6 +33,8 @@ _HEAD_END: Final = b"\r\n\r\n"
 _LINE_BREAKS: Final = b"\r\n"
 _PARSER_ERRORS: Final = (httptools.HttpParserError, httptools.HttpParserUpgrade)  # the second is no kind of the first
 
+_NONE: Final = ResponseHead(0, b"", False, b"", False, None, False, [])
+
 # Final heads by their bytes, of requests that were not HEAD. What a head means depends on nothing else, and
 # upstreams repeat themselves (a Date changes once a second): a look costs 0.1 us, parsing 4 (2026-11).
 _heads: dict[bytes, ResponseHead] = {}
@@ -54,6 +56,7 @@ class ResponseReader:
         "_fed_since_body",
         "_informational_count",
         "_is_head_parsed",
+        "_last",
         "_left",
         "_parser",
         "_partial",
@@ -80,6 +83,7 @@ class ResponseReader:
         self.is_complete = False
         self.is_keep_alive = False
         self.has_extra = False
+        self._last = _NONE  # a head that was seen before, tried first
         self._parser: httptools.HttpResponseParser | None = None  # None in state HEAD = not one byte has come
         self._partial: bytearray | None = None
         self._is_head_parsed = False
@@ -90,7 +94,10 @@ class ResponseReader:
         self._fed_since_body = 0
 
     def begin(self, is_head_request: bool) -> None:
-        """Expect the response to a new request. Only after a complete one: what a failure leaves is not cleared."""
+        """Expect the response to a new request. Only after a complete one: what a failure leaves is not cleared.
+
+        Not even after it where `state` is HEAD still (`whole`), but for a HEAD request.
+        """
         self.state = HEAD
         self.is_head_request = is_head_request
         self.may_upgrade = False
@@ -101,6 +108,25 @@ class ResponseReader:
     def is_untouched(self) -> bool:
         """Whether not one byte of the response has come."""
         return self.state == HEAD and self._parser is None
+
+    def whole(self, data: bytes) -> ResponseHead | None:
+        """The head, where this read is all of a response and the head is one that was seen before: `body` is the rest.
+
+        Nothing but `body` and `is_keep_alive` is set. None = `feed` it.
+        """
+        if self.state or self._parser is not None or self.is_head_request or self.may_upgrade:
+            return None
+        head = self._last
+        raw = head.raw
+        if head.whole_bytes != len(data) or not data.startswith(raw):
+            raw = data[: data.find(_HEAD_END) + 4]
+            known = _heads.get(raw)
+            if known is None or known.whole_bytes != len(data):
+                return None
+            self._last = head = known
+        self.body = data[len(raw) :]
+        self.is_keep_alive = head.is_keep_alive
+        return head
 
     def feed(self, data: bytes) -> None:
         """Take what one read brought. Raises UpstreamFailed (502) for anything that may not be believed."""
@@ -193,6 +219,10 @@ class ResponseReader:
             if len(_heads) >= HEADS_REMEMBERED:
                 _heads.clear()
             _heads[raw] = head
+            if not head.has_body:
+                head.whole_bytes = len(raw)
+            elif head.content_length is not None:
+                head.whole_bytes = len(raw) + head.content_length
         return self._take_head(head, data)
 
     def _take_head(self, head: ResponseHead, data: bytes) -> bytes:

@@ -69,8 +69,10 @@ class ResponseHead(msgspec.Struct, gc=False):
     has_body: bool
     hop_by_hop: list[Field]
     is_keep_alive: bool = False  # the parser's view: the connection may be used again
+    whole_bytes: int = -1  # of the response with its body, where that is known
     _fields: list[Field] | None = None
     _lines: bytes | None = None
+    front: bytes = b""  # what goes to the client before the correlation id, once it was made (proxy/apply.py)
 
     @property
     def headers(self) -> list[Field]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 
-from shared.config import later
+from shared.config import former, later
 from shared.config.keys import Table
 from shared.config.schema import Config
 from shared.config.shape import Shape, describe, fields_of, shape_of
@@ -183,6 +183,9 @@ class _Builder:
         feature = later.KEYS.get(generic)
         if feature is not None:
             self.refuse(path, node.origin, f"is not supported yet ({feature})", "leave it out")
+            return
+        if generic in former.KEYS:
+            self.refuse(path, node.origin, "unknown key", former.KEYS[generic])
             return
         name = str(path[-1])
         near = closest(name, fields)

@@ -148,24 +148,23 @@ class Runtime(Table, frozen=True):
             "restart",
         ),
     ] = ""
-    hop_hwm: Annotated[
+    hop_unsent_bytes: Annotated[
         int,
         key(
-            "High-water mark of the ZeroMQ sockets between workers and agentd, in messages; each carries what one "
-            "turn of the loop has to say. At the mark events end as queue_full and decisions are dropped and counted.",
+            "How many bytes may wait, of each worker and of agentd for each worker, for the other end to read them. "
+            "Beyond it events end as queue_full, and decisions are dropped and counted.",
             "restart",
-            ge=10,
-            le=100_000,
+            ge=1_048_576,
+            le=1_073_741_824,
         ),
-    ] = d.HOP_HWM
+    ] = d.HOP_UNSENT_BYTES
     max_pending_events: Annotated[
         int, key("How many events one worker may have unanswered; beyond, outcome queue_full.", ge=1, le=1_000_000)
     ] = d.HOP_PENDING_MAX
     agent_hwm: Annotated[
         int,
         key(
-            "How many messages an agent's instance may have unread before it gets no more calls (zmq-v2); the socket's "
-            "high-water mark follows from it.",
+            "How many messages an agent's instance may have unread before it gets no more calls (zmq-v2).",
             "restart",
             ge=10,
             le=100_000,

@@ -102,7 +102,7 @@ class RefuseCode(Enum):
     """Why; the value is the word on the wire. The comment says whether trying again helps."""
 
     MALFORMED = "malformed"  # later: three messages within a minute that could not be read
-    PROTOCOL = "protocol"  # final: another protocol number, or a routing id of its own
+    PROTOCOL = "protocol"  # final: another protocol number
     UNKNOWN_AGENT = "unknown_agent"  # final: no such name in the configuration
     NOT_ALLOWED = "not_allowed"  # final: its user may not register under this name
     BAD_PROOF = "bad_proof"  # final

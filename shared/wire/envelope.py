@@ -30,7 +30,7 @@ type is skipped (its length is known), an unknown wire version is refused by who
 Kind: pure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from struct import Struct
 from typing import Final
@@ -80,6 +80,7 @@ _LENGTH = Struct("<I")
 _TYPE = Struct("<IB")
 _VERSION = Struct("<IBH")
 _EVENT = Struct("<IBQQQQHBBHI")
+_BODY_FRAME_AT = Struct("<IBQQQQHBB").size
 _CANCEL = Struct("<IBQB")
 _END = Struct("<IBQ")
 _DECISION = Struct("<IBQ")
@@ -169,6 +170,10 @@ def pack_event_fields(
     )
 
 
+# The same with the first two fields (EVENT_FIELDS + length, 2) given, and nothing left out: a call less per request.
+pack_event_front: Final = _EVENT.pack
+
+
 def pack_cancel(exchange_id: int, reason: CancelReason, *, more_follows: bool = False) -> bytes:
     """A whole record. `more_follows`: an event of this exchange is still to come, its pins stay."""
     return _CANCEL.pack(10, RecordType.CANCEL, exchange_id, reason | MORE_FOLLOWS if more_follows else reason)
@@ -231,6 +236,50 @@ def messages(whole: bytes) -> list[bytes]:
     return [*found, whole[begin:]]
 
 
+def messages_with_bodies(whole: bytes, bodies: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+    """The same where events have bodies: each message has those of its own events, which are numbered anew."""
+    found: list[tuple[bytes, ...]] = []
+    out: list[bytes] = []
+    own: list[bytes] = []
+    total = at = 0
+    while at < len(whole):
+        end = at + 4 + _LENGTH.unpack_from(whole, at)[0]
+        record = whole[at:end]
+        number = _U16.unpack_from(record, _BODY_FRAME_AT)[0] if record[4] == RecordType.EVENT else NO_BODY
+        body = bodies[number] if number != NO_BODY else b""
+        size = len(record) + len(body)
+        if out and total + size > HOP_MAX_MESSAGE_BYTES:
+            found.append((b"".join(out), *own))
+            out, own, total = [], [], 0
+        if number != NO_BODY:
+            record = record[:_BODY_FRAME_AT] + _U16.pack(len(own)) + record[_BODY_FRAME_AT + 2 :]
+            own.append(body)
+        out.append(record)
+        total += size
+        at = end
+    return [*found, (b"".join(out), *own)]
+
+
+def endings(whole: bytes) -> list[bytes]:
+    """Of records that did not leave: what agentd must be told all the same, or it keeps what is pinned for them."""
+    found = []
+    at = 0
+    while at < len(whole):
+        length, record_type = _TYPE.unpack_from(whole, at)
+        end = at + 4 + length
+        if record_type == RecordType.END:
+            found.append(whole[at:end])
+        elif record_type == RecordType.CANCEL:  # an event that was to follow is lost, too
+            exchange_id, reason = _CANCEL_REST.unpack_from(whole, at + 5)
+            found.append(pack_cancel(exchange_id, CancelReason(reason & ~MORE_FOLLOWS)))
+        elif record_type == RecordType.EVENT:
+            _, exchange_id, _, _, _, _, flags, _, _ = _EVENT_REST.unpack_from(whole, at + 5)
+            if flags & FLAG_FINAL:
+                found.append(pack_end(exchange_id))
+        at = end
+    return found
+
+
 def records(view: "bytes | memoryview") -> Iterator[tuple[int, bytes | memoryview]]:
     """(type, what follows it) of each record; raises WireError at the first that does not fit.
 
@@ -241,16 +290,63 @@ def records(view: "bytes | memoryview") -> Iterator[tuple[int, bytes | memoryvie
         raise WireError(f"message of {total} bytes is over {HOP_MAX_MESSAGE_BYTES}")
     at = 0
     while at < total:
-        if total - at < 5:
-            raise WireError(f"{total - at} bytes left at {at}, a record has at least 5")
-        (length,) = _LENGTH.unpack_from(view, at)
-        end = at + 4 + length
-        if length < 1 or end > total:
-            raise WireError(f"record at {at} claims {length} bytes, {total - at - 4} are left")
-        yield view[at + 4], view[at + 5 : end]
-        at = end
+        record_type, rest, at = _record_at(view, at, total)
+        yield record_type, rest
 
 
+def _record_at(view: "bytes | memoryview", at: int, total: int) -> "tuple[int, bytes | memoryview, int]":
+    """(type, what follows it, where the next one begins)."""
+    if total - at < 5:
+        raise WireError(f"{total - at} bytes left at {at}, a record has at least 5")
+    (length,) = _LENGTH.unpack_from(view, at)
+    end = at + 4 + length
+    if length < 1 or end > total:
+        raise WireError(f"record at {at} claims {length} bytes, {total - at - 4} are left")
+    return view[at + 4], view[at + 5 : end], end
+
+
+def records_of_worker(
+    view: "bytes | memoryview",
+) -> "Iterator[tuple[int, EventRecord | bytes | memoryview]]":
+    """`records`, with events unpacked on the way: 0.40 us each, and 0.62 by `unpack_event` afterwards (2026-11).
+
+    An event that is too short for its fields comes as it is; what is wrong with it says `unpack_event`.
+    A view keeps the whole message in memory as long as its event is under way: only large parts of one stay views.
+    """
+    total = len(view)
+    is_view = isinstance(view, memoryview)
+    if total > HOP_MAX_MESSAGE_BYTES:
+        raise WireError(f"message of {total} bytes is over {HOP_MAX_MESSAGE_BYTES}")
+    at = 0
+    while at < total:
+        if total - at >= _EVENT_BYTES:
+            length, record_type, event_id, exchange_id, mask, deadline_ns, plan, kind, flags, body, chunk = _event_at(
+                view, at
+            )
+            end = at + 4 + length
+            if record_type == 2 and length >= EVENT_FIELDS and end <= total:
+                event = view[at + _EVENT_BYTES : end]
+                if is_view and 4 * len(event) < total:
+                    event = bytes(event)
+                if not chunk and flags <= FLAG_FINAL:  # positional and short for what nearly all are
+                    is_final = flags == FLAG_FINAL
+                    yield 2, EventRecord(event_id, exchange_id, mask, deadline_ns, plan, kind, is_final, body, event)
+                else:
+                    is_final, is_last = bool(flags & FLAG_FINAL), bool(flags & FLAG_LAST)
+                    yield (
+                        2,
+                        EventRecord(
+                            event_id, exchange_id, mask, deadline_ns, plan, kind, is_final, body, event, chunk, is_last
+                        ),
+                    )
+                at = end
+                continue
+        record_type, rest, at = _record_at(view, at, total)
+        yield record_type, rest
+
+
+_EVENT_BYTES: Final = _EVENT.size
+_event_at = _EVENT.unpack_from
 _EVENT_REST = Struct("<QQQQHBBHI")
 _CANCEL_REST = Struct("<QB")
 _U64 = Struct("<Q")

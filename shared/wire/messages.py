@@ -75,12 +75,21 @@ def metadata(correlation_id: bytes, request_id: bytes, lasting: bytes, tracepare
     `lasting` from `lasting_metadata`; `traceparent` the one that goes upstream. All ids are ours or
     validated: ASCII without anything JSON would escape.
     """
-    return b'"metadata":{"correlation_id":"%b","request_id":"%b",%b,"timestamp":"%b","traceparent":"%b"}' % (
-        correlation_id,
-        request_id or correlation_id,
-        lasting,
-        timestamp(now_s),
-        traceparent,
+    told = _millisecond_text if int(now_s * 1000) == _millisecond else timestamp(now_s)
+    return b"".join(  # a quarter cheaper than formatted (2026-11)
+        (
+            b'"metadata":{"correlation_id":"',
+            correlation_id,
+            b'","request_id":"',
+            request_id or correlation_id,
+            b'",',
+            lasting,
+            b',"timestamp":"',
+            told,
+            b'","traceparent":"',
+            traceparent,
+            b'"}',
+        )
     )
 
 
@@ -109,7 +118,7 @@ def request_headers_rest(method: bytes, uri: bytes, headers: bytes, has_body: bo
 
 def request_headers_event(meta: bytes, rest: bytes) -> bytes:
     """`request_headers`; `meta` from `metadata`, `rest` from `request_headers_rest`."""
-    return b'{"event_type":"request_headers",%b%b' % (meta, rest)
+    return b'{"event_type":"request_headers",' + meta + rest
 
 
 def response_headers_event(

@@ -10,6 +10,7 @@ from agentd.alarm import Alarm
 from agentd.call import Asked, Call, CallState
 from agentd.dispatcher import Dispatcher, Worker
 from agentd.lane import Lane
+from agentd.peers import Peer
 from shared.clock import MS
 from shared.config.schema import Agent, CircuitBreaker
 from shared.decision import ALLOW, Decision, HeaderOp, OpAction, Outcome, Verb
@@ -24,6 +25,23 @@ HEADERS = EventKind.REQUEST_HEADERS
 ALLOWED = Screened(ALLOW)
 BLOCKED = Screened(Decision(Verb.BLOCK, 403, agent="?", reason="block"))
 WITH_OPS = Screened(Decision(request_ops=(HeaderOp(OpAction.SET, "x-agent", "ok"),), agent="?"))
+
+
+class FakeConnection:
+    """A peer's, where nothing is sent."""
+
+    max_unsent = 0
+    max_bytes = 0
+
+    def limit(self, max_bytes: int, max_frames: int) -> None:
+        self.max_bytes = max_bytes
+
+
+def peer(uid: int, pid: int = 77) -> Peer:
+    """Somebody who has connected."""
+    made = Peer(uid, uid, pid, 0)
+    made.connection = FakeConnection()  # type: ignore[assignment]
+    return made
 
 
 class FakeInstance:

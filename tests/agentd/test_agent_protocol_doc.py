@@ -24,6 +24,7 @@ from shared.events import BY_WIRE_NAME, SUPPORTED, EventKind
 from shared.wire.agent_messages import Configuration, RefuseCode, Side, Verdicts
 from shared.wire.agent_zmq import VERBS, EventRow, pack_events, pack_v1, pack_v1_configure, unpack, unpack_v1
 from shared.wire.verdict import Question, Verdict, decode_verdict, screen
+from shared.zmtp import COMMANDS_AT_ONCE
 from tests.agentd.zmq_world import EVENT, World, agent
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "agent-protocol.md").read_text()
@@ -303,6 +304,9 @@ def test_protected_fields_are_all_named() -> None:
         ("16 MiB", d.AGENT_MAX_MESSAGE_BYTES / 2**20 == 16),
         ("4,098 frames", d.AGENT_MAX_FRAMES == 4_098),
         ("64 KiB", d.AGENT_CONTROL_MAX_BYTES == 65_536),
+        ("before WELCOME over 64 KiB or 16 frames", d.STRANGER_MAX_FRAMES == 16),
+        ("more than 64 ZMTP commands at once", COMMANDS_AT_ONCE == 64),
+        ("for 5 s a new one", d.BAD_PEER_RETRY_MS == 5_000),
         ("1 MiB in METRICS", d.AGENT_METRICS_MAX_BYTES == 2**20),
         ("32 MiB or 1,000 messages", (d.SESSION_MAX_BYTES, d.AGENT_HWM) == (32 * 2**20, 1_000)),
         ("64 instances", d.MAX_SESSIONS_PER_AGENT == 64),

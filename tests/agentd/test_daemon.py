@@ -108,9 +108,9 @@ def records(agentd: Agentd) -> list[dict[str, Any]]:
 class RawAgent:
     """A v2 agent made of frames: says HELLO, answers what it is told to."""
 
-    def __init__(self, dealers: Dealers, agentd: Agentd, instance: str = "i1") -> None:
+    def __init__(self, dealers: Dealers, agentd: Agentd, instance: str = "i1", **fields: Any) -> None:
         self.socket = dealers.connect(agentd.runtime / "agents" / "v2")
-        hello = {"protocol": 2, "agent": "waf", "instance": instance, "events": ["request_headers"]}
+        hello = {"protocol": 2, "agent": "waf", "instance": instance, "events": ["request_headers"], **fields}
         self.send(b"HELLO", json.dumps(hello).encode())
         self.expect(b"WELCOME")
         version = json.loads(self.expect(b"CONFIG")[0])["config_version"]
@@ -198,6 +198,43 @@ def test_the_heartbeat_comes_from_the_loop(agentd: Agentd) -> None:
     agentd.child.signal(signal.SIGCONT)
     wait_until(lambda: view.is_alive(now_ns()), 3)
     view.close()
+
+
+def test_verdicts_that_came_while_it_stood_still_count(short_tmp_dir: Path, dealers: Dealers) -> None:
+    """SIGSTOP beyond the deadline of 5,000 calls, all answered in time, each in a message of its own; more than a
+    socket holds, more than the loop reads in a turn."""
+    config = CONFIG.replace("timeout_ms = 2000", "timeout_ms = 2000\nmax_concurrent_calls = 10_000\nmax_queue = 10_000")
+    instances, each = 10, 500
+    with Agentd(short_tmp_dir, config) as agentd:
+        agentd.start()
+        fields: dict[str, Any] = {"max_concurrency": each, "max_batch": 256}
+        agents = [RawAgent(dealers, agentd, f"i{number}", **fields) for number in range(instances)]
+        wait_until(lambda: len(get(agentd, "/api/agents")[1]["agents"][0]["instances"]) == instances)
+        worker = RawWorker(dealers, agentd)
+        deadline_ns = now_ns() + 2 * S
+        event = b'{"event_type":"request_headers"}'
+        for first in range(0, instances * each, each):
+            heads = (
+                envelope.pack_event_fields(n, n, 1, deadline_ns, 0, 1, envelope.FLAG_FINAL, len(event))
+                for n in range(first, first + each)
+            )
+            worker.socket.send(b"".join(head + event for head in heads))
+        calls: list[list[str]] = [[] for _ in agents]
+        for one, its in zip(agents, calls, strict=True):
+            while len(its) < each:
+                its += [entry[0] for entry in json.loads(one.expect(b"EVENTS")[0])]
+        agentd.child.signal(signal.SIGSTOP)
+        for one, its in zip(agents, calls, strict=True):
+            for call in its:
+                one.send(b"VERDICTS", json.dumps([[call, {"decision": "allow"}]]).encode())
+        assert now_ns() < deadline_ns
+        wait_until(lambda: now_ns() > deadline_ns + 200 * MS)
+        agentd.child.signal(signal.SIGCONT)
+        verbs: list[Verb] = []
+        while len(verbs) < instances * each:
+            assert worker.socket.poll(5_000)
+            verbs += [envelope.unpack_decision(rest)[1].verb for _, rest in envelope.records(worker.socket.recv())]
+        assert set(verbs) == {Verb.ALLOW}
 
 
 def test_a_second_start_says_so_and_touches_nothing(agentd: Agentd, short_tmp_dir: Path) -> None:

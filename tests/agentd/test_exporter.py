@@ -245,15 +245,16 @@ def test_the_lane_that_exists_has_what_the_page_wants() -> None:
 def test_agentd_itself_is_on_the_page(view: ProxyView, clock: Clock) -> None:
     page = page_of(
         view, clock, workers=2, ingress_messages=3, ingress_malformed=4, ingress_unknown=10, replies_dropped=11,
-        hop_hwm=12, client_buffer_bytes=13, events_pending=14, exchanges_open=15, memory_cuts=16, gate=(18, 19),
-        audit_written=5, audit_queued=Bound(7, 70, 6), audit_bytes=Bound(17, 170),
+        hop_unsent=Bound(12, 120), client_buffer_bytes=13, events_pending=14, exchanges_open=15,
+        memory_cuts=16, gate=(18, 19), audit_written=5, audit_queued=Bound(7, 70, 6), audit_bytes=Bound(17, 170),
         local={"workers": Bound(1, 256, 2), "agents": Bound(3, 4_096, 4)},
         sessions_refused={"not_allowed": 8, "malformed": 9},
     )  # fmt: skip
     for name, value in (
         ("wardgate_ingress_unknown_total", 10),
         ("wardgate_ingress_replies_dropped_total", 11),
-        ("wardgate_hop_queue_limit", 12),
+        ("wardgate_ingress_unsent_bytes", 12),
+        ("wardgate_ingress_unsent_limit_bytes", 120),
         ("wardgate_client_buffer_limit_bytes", 13),
         ("wardgate_agentd_events_pending", 14),
         ("wardgate_agentd_exchanges_open", 15),

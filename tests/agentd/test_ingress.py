@@ -2,20 +2,22 @@
 
 import asyncio
 import os
+import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
 from agentd.call import CallState
 from agentd.dispatcher import Dispatcher
-from agentd.ingress import Ingress, _split
+from agentd.ingress import Ingress, Link, _split
 from shared.clock import S, now_ns
 from shared.decision import ALLOW, Decision, Verb
-from shared.defaults import HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
+from shared.defaults import HOP_MAX_FRAMES, HOP_MAX_MESSAGE_BYTES, WIRE_VERSION
 from shared.plan import Plan
 from shared.wire.envelope import (
     CancelReason,
@@ -34,6 +36,7 @@ from shared.wire.envelope import (
 )
 from shared.wire.verdict import Screened
 from tests.agentd.fakes import ALLOWED, BLOCKED, FakeInstance, agent, ask, plan
+from tests.agentd.zmq_world import GREETING, is_cut
 from tests.support import Child, python, until
 
 EVENT = b'{"event_type":"request_headers"}'
@@ -46,14 +49,15 @@ def event(number: int, *, exchange: int = 1, final: bool = True, plan_number: in
 
 
 class WorkerEnd:
-    """A worker's DEALER; keeps every message it got."""
+    """A worker, with libzmq's DEALER; keeps every message it got."""
 
-    def __init__(self, context: zmq.Context, path: str, identity: bytes) -> None:
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", path: str, **options: Any) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        for name, value in options.items():
+            self.socket.setsockopt(getattr(zmq, name), value)
         self.socket.connect(f"ipc://{path}")
-        self.identity = identity
+        self.identity = b""  # agentd's name for it, once it has registered
         self.messages: list[bytes] = []
 
     def send(self, *frames: bytes) -> None:
@@ -81,8 +85,7 @@ class WorkerEnd:
 class Hop:
     """An ingress with one agent behind it, and workers before it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.context = zmq.Context()
+    def __init__(self, directory: Path, **options: Any) -> None:
         self.path = str(directory / "workers.sock")
         self.audit: list[bytes] = []
         loop = asyncio.get_running_loop()
@@ -90,29 +93,37 @@ class Hop:
         self.dispatcher.configure([agent()])
         self.instance = FakeInstance(self.dispatcher.lanes["waf"]).up()
         self.ingress = Ingress(
-            self.context, loop, self.path, self.dispatcher, self.audit.append, nonce="n1", config_digest="d1"
+            loop, self.path, self.dispatcher, self.audit.append, nonce="n1", config_digest="d1", **options
         )
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.workers: list[WorkerEnd] = []
 
-    def worker(self, identity: bytes = b"w1") -> WorkerEnd:
-        made = WorkerEnd(self.context, self.path, identity)
+    def worker(self, **options: Any) -> WorkerEnd:
+        made = WorkerEnd(self.context, self.path, **options)
         self.workers.append(made)
         return made
 
-    async def registered(self, identity: bytes = b"w1") -> WorkerEnd:
-        made = self.worker(identity)
-        await made.register()
+    async def registered(self, *plans: Plan, **options: Any) -> WorkerEnd:
+        made = self.worker(**options)
+        await made.register(*plans)
+        *_, made.identity = self.dispatcher.workers
         return made
+
+    def link(self, worker: WorkerEnd) -> Link:
+        return next(link for link in self.ingress.links.values() if link.worker.identity == worker.identity)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.socket.close(0)
+        self.ingress.close()
+        self.context.term()
 
 
 @pytest.fixture
 async def hop(short_tmp_dir: Path) -> AsyncIterator[Hop]:
     made = Hop(short_tmp_dir)
     yield made
-    for worker in made.workers:
-        worker.socket.close(0)
-    made.ingress.close()
-    made.context.term()
+    made.close()
 
 
 async def test_socket_is_ours_alone(hop: Hop) -> None:
@@ -121,11 +132,6 @@ async def test_socket_is_ours_alone(hop: Hop) -> None:
     mask = os.umask(0o022)
     os.umask(mask)
     assert mask != 0o177
-
-
-async def test_no_zmtp_heartbeats(hop: Hop) -> None:
-    """With them libzmq 4.3.5 aborts the process when a connection ends that it has stopped to read."""
-    assert hop.ingress._pump.socket.getsockopt(zmq.HEARTBEAT_IVL) == 0
 
 
 async def test_register_and_decide(hop: Hop) -> None:
@@ -144,7 +150,7 @@ async def test_register_and_decide(hop: Hop) -> None:
 
 async def test_replies_of_a_tick_are_one_message(hop: Hop) -> None:
     """Two workers with three events each: one message for each of them."""
-    workers = [await hop.registered(b"w1"), await hop.registered(b"w2")]
+    workers = [await hop.registered(), await hop.registered()]
     for worker in workers:
         worker.send(event(1) + event(2) + event(3))
     await until(lambda: len(hop.instance.calls) == 6)
@@ -185,8 +191,8 @@ async def test_cancel_end_audit(hop: Hop) -> None:
     worker.send(pack_cancel(1, CancelReason.CLIENT_GONE) + pack_end(2) + pack_audit(b'{"a":1}'))
     await until(lambda: hop.audit)
     assert [(call.exchange_key, reason) for call, reason in hop.instance.cancelled] == [
-        ((b"w1", 1), CancelReason.CLIENT_GONE),
-        ((b"w1", 2), CancelReason.DECIDED),
+        ((worker.identity, 1), CancelReason.CLIENT_GONE),
+        ((worker.identity, 2), CancelReason.DECIDED),
     ]
     assert hop.instance.pins == 0
     assert hop.audit == [b'{"a":1}']
@@ -223,12 +229,12 @@ async def test_bad_input(hop: Hop, name: str, capfd: pytest.CaptureFixture[str])
 
 
 async def test_bad_input_of_a_stranger(hop: Hop, capfd: pytest.CaptureFixture[str]) -> None:
-    """Who has not registered is named by its routing id; an empty message is only a message."""
-    worker = hop.worker(b"nobody")
+    """Who has not registered is named by its process; an empty message is only a message."""
+    worker = hop.worker()
     worker.send(b"\x01")
     worker.send(b"")
     await until(lambda: hop.ingress.messages == 2)
-    assert "unregistered b'nobody'" in capfd.readouterr().err
+    assert f"unregistered pid {os.getpid()} uid {os.getuid()}" in capfd.readouterr().err
     assert hop.ingress.malformed == 1
 
 
@@ -249,23 +255,17 @@ async def test_good_records_beside_a_bad_one(hop: Hop) -> None:
     assert len(hop.instance.sent) == 3
 
 
-async def test_many_frames_over_the_limit(hop: Hop) -> None:
-    """Frames that are each within the limit but not together: dropped before they are looked at."""
-    worker = await hop.registered()
-    half = bytes(HOP_MAX_MESSAGE_BYTES // 2)
-    worker.send(event(1), half, half)
-    await until(lambda: hop.ingress.malformed == 1)
-    assert hop.instance.sent == []
-
-
-async def test_a_frame_over_the_limit_disconnects(hop: Hop) -> None:
-    """libzmq ends the connection; the worker's calls are cancelled, and after reconnecting it registers anew."""
+@pytest.mark.parametrize("parts", [1, 2], ids=["one frame", "its frames together"])
+async def test_a_message_over_the_limit_disconnects(hop: Hop, parts: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Before it has come; the worker's calls are cancelled, and after reconnecting it registers anew."""
     worker = await hop.registered()
     worker.send(event(1))
     await until(lambda: hop.instance.calls)
-    worker.send(bytes(HOP_MAX_MESSAGE_BYTES + 1))
+    worker.send(*[bytes(HOP_MAX_MESSAGE_BYTES // parts + 1)] * parts)
     await until(lambda: hop.instance.cancelled)
     assert hop.dispatcher.workers == {}
+    assert hop.ingress.malformed == 1
+    assert f"a message of more than {HOP_MAX_MESSAGE_BYTES} bytes" in capfd.readouterr().err
 
     def served() -> bool:
         worker.send(event(2))
@@ -273,7 +273,17 @@ async def test_a_frame_over_the_limit_disconnects(hop: Hop) -> None:
 
     await until(served)
     await worker.register()
-    assert list(hop.dispatcher.workers) == [b"w1"]
+    assert len(hop.dispatcher.workers) == 1
+
+
+async def test_more_frames_than_there_may_be(hop: Hop) -> None:
+    """4,096 bodies and not one more."""
+    worker = await hop.registered()
+    worker.send(event(1), *[b""] * (HOP_MAX_FRAMES - 1))
+    await until(lambda: hop.instance.sent)
+    worker.send(event(2), *[b""] * HOP_MAX_FRAMES)
+    await until(lambda: hop.instance.cancelled)
+    assert (hop.ingress.malformed, len(hop.instance.sent)) == (1, 1)
 
 
 async def test_unknown_record_is_skipped(hop: Hop) -> None:
@@ -294,36 +304,48 @@ async def test_another_wire_version_is_told_ours(hop: Hop) -> None:
     assert int.from_bytes(rest[:2], "little") == WIRE_VERSION
     assert hop.dispatcher.workers == {}
     hop.ingress.tick(now_ns() + 10 * S)
-    assert not any(peer.is_cut for peer in hop.ingress._peers.by_fd.values())
+    assert len(hop.ingress._peers.all) == 1
 
 
 async def test_whoever_does_not_register_is_cut(hop: Hop, capfd: pytest.CaptureFixture[str]) -> None:
     """Two seconds after connecting, not before; who has registered stays."""
     await hop.registered()
-    silent = hop.worker(b"silent")
-    await until(lambda: len(hop.ingress._peers.by_fd) == 2)
-    quiet = next(peer for peer in hop.ingress._peers.by_fd.values() if peer.owner is None)
+    silent = hop.worker()
+    await until(lambda: len(hop.ingress._peers.all) == 2)
+    quiet = next(peer for peer in hop.ingress._peers.all if peer.owner is None)
     hop.ingress.tick(quiet.accepted_ns + 2 * S)
-    assert not quiet.is_cut
+    assert quiet in hop.ingress._peers.all
     hop.ingress.tick(quiet.accepted_ns + 2 * S + 1)
     assert "did not register" in capfd.readouterr().err
-    await until(lambda: quiet not in hop.ingress._peers.by_fd.values())
+    assert quiet not in hop.ingress._peers.all
     await silent.register()  # libzmq reconnects by itself
-    assert sorted(hop.dispatcher.workers) == [b"silent", b"w1"]
+    assert len(hop.dispatcher.workers) == 2
+
+
+async def test_a_handshake_that_goes_no_further_is_cut(hop: Hop) -> None:
+    """Half a greeting takes a place no longer than silence does."""
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.setblocking(False)
+        raw.connect(hop.path)
+        raw.send(GREETING[:20])
+        await until(lambda: hop.ingress._peers.all)
+        (peer,) = hop.ingress._peers.all
+        hop.ingress.tick(peer.accepted_ns + 2 * S + 1)
+        assert await is_cut(raw)
 
 
 async def test_a_dead_connection_cancels_its_calls_at_once(hop: Hop) -> None:
     """Only its own; the other worker does not notice."""
-    dying, other = await hop.registered(b"w1"), await hop.registered(b"w2")
+    dying, other = await hop.registered(), await hop.registered()
     dying.send(event(1, final=False) + event(2, final=False))
     other.send(event(1, final=False))
     await until(lambda: len(hop.instance.calls) == 3)
     dying.socket.close(0)
     await until(lambda: len(hop.instance.cancelled) == 2)
-    assert {call.exchange_key for call, _ in hop.instance.cancelled} == {(b"w1", 1)}
+    assert {call.exchange_key for call, _ in hop.instance.cancelled} == {(dying.identity, 1)}
     assert all(reason is CancelReason.CLIENT_GONE for _, reason in hop.instance.cancelled)
     assert all(call.state is CallState.ENDED for call, _ in hop.instance.cancelled)
-    assert list(hop.dispatcher.workers) == [b"w2"]
+    assert list(hop.dispatcher.workers) == [other.identity]
     hop.instance.answer()
     await until(other.decisions)
 
@@ -359,61 +381,71 @@ async def test_registering_twice(hop: Hop) -> None:
     assert hop.instance.cancelled == []
     await worker.register(plan(ask("waf")), plan(ask("waf"), number=1))
     assert len(hop.instance.cancelled) == 1
-    assert len(hop.dispatcher.workers[b"w1"].plans) == 2
+    assert len(hop.dispatcher.workers[worker.identity].plans) == 2
 
 
-async def test_a_routing_id_cannot_be_taken_over(hop: Hop) -> None:
-    """A second connection under a live worker's id gets nothing, and changes nothing for the first."""
-    worker = await hop.registered(b"w1")
-    thief = hop.worker(b"w1")
-    thief.send(pack_register(Register(2, 0, "d", "evil-", (plan(ask("waf")),))) + event(66))
-    await until(lambda: len(hop.ingress._peers.by_fd) == 2)
-    worker.send(event(1))
-    await until(lambda: hop.instance.calls)
+async def test_a_routing_id_is_nothing(hop: Hop) -> None:
+    """Two connections under one id are two workers, each with its own events and decisions."""
+    workers = [await hop.registered(ROUTING_ID=b"w1") for _ in range(2)]
+    assert len(hop.dispatcher.workers) == 2
+    for number, worker in enumerate(workers):
+        worker.send(event(number))
+    await until(lambda: len(hop.instance.calls) == 2)
     hop.instance.answer()
-    await until(worker.decisions)
-    assert thief.read() == []
-    assert len(hop.instance.sent) == 1
-    assert hop.dispatcher.workers[b"w1"].register.correlation_prefix == "corr-"
+    hop.instance.answer()
+    for number, worker in enumerate(workers):
+        await until(worker.decisions)
+        assert [event_id for event_id, _ in worker.decisions()] == [number]
 
 
-async def test_a_worker_that_is_back_under_the_same_id(hop: Hop) -> None:
-    """libzmq may still hold the id and then swallows what the new connection says: cut, it comes back and is heard."""
-    first = await hop.registered(b"w1")
+async def test_a_worker_that_is_back(hop: Hop) -> None:
+    """Before the end of its earlier connection was seen."""
+    first = await hop.registered()
+    first.send(event(1))
+    await until(lambda: hop.instance.calls)
     first.socket.close(0)
-    second = hop.worker(b"w1")
-
-    def registered() -> bool:
-        second.send(pack_register(Register(1, 0, "digest", "corr-", (plan(ask("waf")),))))
-        for peer in list(hop.ingress._peers.by_fd.values()):
-            if peer.owner is None:
-                hop.ingress.tick(peer.accepted_ns + 3 * S)
-        return RecordType.REGISTERED in second.kinds()
-
-    await until(registered)
+    second = await hop.registered()
+    await until(lambda: hop.instance.cancelled)
     second.send(event(1))
     await until(lambda: hop.instance.calls)
-    assert list(hop.dispatcher.workers) == [b"w1"]
+    hop.instance.answer()
+    await until(second.decisions)
+    assert list(hop.dispatcher.workers) == [second.identity]
 
 
-async def test_a_worker_that_does_not_read(hop: Hop) -> None:
-    """Its replies are dropped at the high-water mark, counted; another worker is served as before."""
-    deaf = hop.worker(b"deaf")
-    deaf.socket.setsockopt(zmq.RCVHWM, 1)
-    await deaf.register()
-    other = await hop.registered(b"w2")
-    link = hop.ingress.links[b"deaf"]
-    page = Decision(Verb.BLOCK, 403, body=bytes(1_000_000), agent="waf", reason="block")
-    for number in range(1_200):
-        link.reply(number, page)
-        hop.ingress._flush()
-        if hop.ingress.replies_dropped:
-            break
-    assert hop.ingress.replies_dropped
-    other.send(event(1))
-    await until(lambda: hop.instance.calls)
-    hop.instance.answer(ALLOWED)
+async def test_a_worker_that_does_not_read(short_tmp_dir: Path) -> None:
+    """Its replies are dropped at the bound, counted; another worker is served as before; then it reads on."""
+    hop = Hop(short_tmp_dir, max_unsent=4_000_000)
+    try:
+        deaf = await hop.registered(RCVHWM=1)
+        other = await hop.registered()
+        link = hop.link(deaf)
+        page = Decision(Verb.BLOCK, 403, body=bytes(1_000_000), agent="waf", reason="block")
+        for number in range(100):
+            link.reply(number, page)
+            hop.ingress._flush()
+        taken = 100 - hop.ingress.replies_dropped
+        assert 4 <= taken <= 20
+        assert 4_000_000 <= hop.ingress.unsent_bytes <= 5_100_000
+        other.send(event(1))
+        await until(lambda: hop.instance.calls)
+        hop.instance.answer(ALLOWED)
+        await until(other.decisions)
+        await until(lambda: len(deaf.decisions()) == taken)
+        assert [event_id for event_id, _ in deaf.decisions()] == list(range(taken))
+        assert hop.ingress.unsent_bytes == 0
+    finally:
+        hop.close()
+
+
+async def test_what_is_queued_for_a_worker_that_is_gone(hop: Hop) -> None:
+    """Answered and gone in one turn: its decision is dropped and counted, the other worker's leaves."""
+    going, other = await hop.registered(), await hop.registered()
+    hop.link(going).reply(1, ALLOW)
+    hop.link(other).reply(2, ALLOW)
+    hop.ingress._peers.cut(hop.link(going).peer)
     await until(other.decisions)
+    assert hop.ingress.replies_dropped == 1
 
 
 async def test_a_refusal_too_big_for_a_message_loses_its_page(hop: Hop) -> None:
@@ -468,17 +500,7 @@ async def test_close_removes_the_socket(short_tmp_dir: Path) -> None:
     await until(lambda: hop.instance.calls)
     hop.ingress.close()
     assert len(hop.instance.cancelled) == 1
-    worker.socket.close(0)
-    hop.context.term()
     assert not os.listdir(short_tmp_dir)
-    context = zmq.Context()
-    with pytest.raises(zmq.ZMQError):
-        Ingress(
-            context,
-            asyncio.get_running_loop(),
-            str(short_tmp_dir / "no" / "such"),
-            hop.dispatcher,
-            hop.audit.append,
-            nonce="n",
-        )
-    context.term()
+    hop.close()
+    with pytest.raises(FileNotFoundError):
+        Hop(short_tmp_dir / "no")

@@ -51,6 +51,7 @@ class Ingress:
     malformed = 6
     unknown = 7
     replies_dropped = 8
+    unsent_bytes = 10
     memory_cuts = 9
     tokens = TokenTotals()
 

@@ -1,10 +1,13 @@
-"""agentd/peers.py: connections are known by the kernel's word, cut alone, and never confused."""
+"""agentd/peers.py: who may connect, who is cut, and that everybody else goes on; the clients are libzmq's."""
 
 import asyncio
+import errno
+import gc
 import os
+import resource
 import signal
 import socket
-import struct
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,74 +18,89 @@ from typing import Any
 import pytest
 import zmq
 
-from agentd.peers import MemoryGuard, Peer, Peers, Suspect, inode_of, reopen, resident_bytes, trim, unread_bytes
-from shared.clock import MS
-from shared.defaults import MEMORY_LOOK_MS, MEMORY_QUIET_MS, MEMORY_SETTLE_MS
-from shared.pump import Pump, receive_frames
+from agentd import peers as peers_module
+from agentd.peers import Peer, Peers
+from shared.zmtp import HANDSHAKE_MAX_BYTES, Connection, Frame
+from tests.agentd.zmq_world import GREETING, is_cut, zmtp_dial, zmtp_frame
 from tests.support import until
 
-_ACCEPTED = 0x20  # zmq.EVENT_ACCEPTED on the wire of the monitor
+MAX_BYTES, MAX_FRAMES, MAX_UNSENT = 100_000, 10, 1_000_000
+
+
+def connections() -> int:
+    """How many there are in this process."""
+    return sum(isinstance(thing, Connection) for thing in gc.get_objects())
 
 
 class Watched:
-    """A ROUTER with its Peers, and what they told."""
+    """Peers with a socket of their own, and what they told."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.path = str(path)
         self.gone: list[Peer] = []
+        self.reasons: list[str] = []
         self.refused: list[str] = []
-        self.messages: list[list[zmq.Frame]] = []
-        loop = asyncio.get_running_loop()
+        self.messages: list[tuple[Peer, list[bytes]]] = []
+        self.on_message: Callable[[Peer, list[Frame]], None] = lambda peer, frames: None
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
         options.setdefault("may_connect", lambda uid: True)
+        options.setdefault("max_peers", 100)
         self.peers = Peers(
-            self.router,
-            loop,
+            asyncio.get_running_loop(),
             self.path,
-            on_gone=self.gone.append,
+            self._message,
+            self._gone,
             on_refused=lambda peer, why: self.refused.append(why),
+            max_bytes=MAX_BYTES,
+            max_frames=MAX_FRAMES,
+            max_unsent=MAX_UNSENT,
             **options,
         )
-        self.router.bind(f"ipc://{self.path}")
-        self.pump = Pump(
-            self.router,
-            loop,
-            self.messages.append,
-            again=zmq.Again,
-            error=zmq.ZMQError,
-            receive=receive_frames(self.router),
-        )
+        self.peers.listen(0o077)
         self.clients: list[Any] = []
 
+    def _message(self, peer: Peer, frames: list[Frame]) -> None:
+        self.messages.append((peer, [bytes(frame) for frame in frames]))
+        self.on_message(peer, frames)
+
+    def _gone(self, peer: Peer, reason: str) -> None:
+        assert peer not in self.peers.all
+        self.gone.append(peer)
+        self.reasons.append(reason)
+
     def dial(self) -> socket.socket:
-        """A connection that speaks no ZMTP."""
+        """A connection that says nothing."""
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(5)
+        client.setblocking(False)
         client.connect(self.path)
         self.clients.append(client)
         return client
 
-    def dealer(self) -> "zmq.Socket[bytes]":
+    async def shaken(self) -> socket.socket:
+        """One after the handshake."""
+        client = await zmtp_dial(self.path)
+        self.clients.append(client)
+        return client
+
+    def dealer(self, **options: Any) -> "zmq.Socket[bytes]":
         client = self.context.socket(zmq.DEALER)
         client.setsockopt(zmq.LINGER, 0)
         client.setsockopt(zmq.RECONNECT_IVL, -1)
+        for name, value in options.items():
+            client.setsockopt(getattr(zmq, name), value)
         client.connect(f"ipc://{self.path}")
         self.clients.append(client)
         return client
 
     @property
     def one(self) -> Peer:
-        (peer,) = self.peers.by_fd.values()
+        (peer,) = self.peers.all
         return peer
 
     def close(self) -> None:
         for client in self.clients:
             client.close()
-        self.messages.clear()
         self.peers.close()
-        self.pump.close()
         self.context.destroy(0)
 
 
@@ -99,23 +117,81 @@ def _python(code: str, **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", code], **options)
 
 
+class TestListen:
+    async def test_mode(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            assert stat.S_IMODE(os.stat(w.path).st_mode) == 0o700
+            mask = os.umask(0o022)
+            os.umask(mask)
+            assert mask != 0o077
+
+    async def test_a_file_of_an_earlier_life(self, short_tmp_dir: Path) -> None:
+        """Of an agentd that was killed."""
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(short_tmp_dir / "sock"))
+        async with watched(short_tmp_dir) as w:
+            w.dial()
+            await until(lambda: w.peers.all)
+
+    async def test_no_such_directory(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            w.peers.close()
+            w.peers._path = str(short_tmp_dir / "no" / "sock")
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(FileNotFoundError):
+                w.peers.listen(0o077)
+            assert len(os.listdir("/proc/self/fd")) == before
+        mask = os.umask(0o022)
+        os.umask(mask)
+        assert mask != 0o077
+
+    async def test_close_ends_all_without_a_word(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = w.dial()
+            await until(lambda: w.peers.all)
+            w.peers.close()
+            assert (w.gone, w.peers.all) == ([], {})
+            assert await is_cut(client)
+            assert os.listdir(short_tmp_dir) == []
+            w.peers.close()
+
+    async def test_close_leaves_a_successors_file(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            os.rename(w.path, f"{w.path}.old")  # keeps its inode taken
+            async with watched(short_tmp_dir) as successor:
+                w.peers.close()
+                successor.dial()
+                await until(lambda: successor.peers.all)
+
+    async def test_close_of_what_is_gone(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            os.unlink(w.path)
+            w.peers.close()
+
+    async def test_closed_while_others_wait_to_be_accepted(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            clients = [w.dial() for _ in range(3)]
+            w.peers.close()
+            for client in clients:
+                assert await is_cut(client)
+            assert w.peers.all == {}
+
+
 class TestAccept:
     async def test_who_it_is(self, short_tmp_dir: Path) -> None:
         async with watched(short_tmp_dir) as w:
             w.dial()
-            await until(lambda: w.peers.by_fd)
+            await until(lambda: w.peers.all)
             assert (w.one.uid, w.one.gid, w.one.pid) == (os.getuid(), os.getgid(), os.getpid())
-            assert w.one.address == f"localhost:{os.getuid()}:{os.getgid()}:{os.getpid()}"
+            assert w.one.address == (os.getuid(), os.getpid())
+            assert str(w.one) == f"pid {os.getpid()} uid {os.getuid()}"
 
     async def test_other_users_are_cut_before_a_word(self, short_tmp_dir: Path) -> None:
         async with watched(short_tmp_dir, may_connect=lambda uid: uid != os.getuid()) as w:
             client = w.dial()
             await until(lambda: w.refused)
-            greeting = b""
-            while data := client.recv(99):
-                greeting += data
-            assert len(greeting) <= 64  # libzmq's own, no message
-            assert (w.peers.by_fd, w.peers.refused, w.gone) == ({}, 1, [])
+            assert client.recv(99) == b""
+            assert (w.peers.all, w.peers.refused, w.gone) == ({}, 1, [])
 
     @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
     async def test_the_uid_is_the_kernels(self, short_tmp_dir: Path) -> None:
@@ -129,40 +205,264 @@ class TestAccept:
             )
             child = _python(code, stdin=subprocess.PIPE)
             try:
-                await until(lambda: w.peers.by_fd)
+                await until(lambda: w.peers.all)
                 assert (w.one.uid, w.one.gid, w.one.pid) == (65534, 65534, child.pid)
             finally:
                 child.communicate(b"\n")
             await until(lambda: w.gone)
 
     async def test_too_many(self, short_tmp_dir: Path) -> None:
+        """There is room again when one of them has left."""
         async with watched(short_tmp_dir, max_peers=2) as w:
-            for _ in range(3):
-                w.dial()
+            first, _, third = [w.dial() for _ in range(3)]
             await until(lambda: w.refused)
-            assert (w.refused, len(w.peers.by_fd)) == (["too many connections"], 2)
+            assert (w.refused, len(w.peers.all)) == (["too many connections"], 2)
+            assert await is_cut(third)
+            first.close()
+            await until(lambda: w.gone)
+            w.dial()
+            await until(lambda: len(w.peers.all) == 2)
+            assert w.peers.refused == 1
 
-    async def test_a_number_that_is_no_connection_of_ours(self, short_tmp_dir: Path) -> None:
-        """The announced fd was closed and given to something else before we looked."""
-        async with watched(short_tmp_dir, may_connect=lambda uid: False) as w:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                for fd in (ours.fileno(), 10_000_000, 0):
-                    w.peers._event([struct.pack("=hi", _ACCEPTED, fd)])
-                theirs.send(b"still here")
-                assert ours.recv(99) == b"still here"
-            assert (w.peers.by_fd, w.peers.refused) == ({}, 0)
+    async def test_a_crowd(self, short_tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After so many at once nobody is accepted for a moment: a storm of dials leaves time for those who are in."""
+        monkeypatch.setattr(peers_module, "ACCEPTS_AT_ONCE", 4)
+        monkeypatch.setattr(peers_module, "ACCEPT_REST_S", 3_600)
+        async with watched(short_tmp_dir) as w:
+            for _ in range(9):
+                w.dial()
+            await until(lambda: len(w.peers.all) == 4)
+            inside = w.clients[0]
+            inside.send(GREETING)
+            await until(lambda: b"READY" in inside.recv(4_096, socket.MSG_PEEK))
+            assert len(w.peers.all) == 4
+            monkeypatch.setattr(peers_module, "ACCEPT_REST_S", 0.001)
+            w.peers._accept_again()
+            await until(lambda: len(w.peers.all) == 9)
+
+    async def test_shut_out(self, short_tmp_dir: Path) -> None:
+        """By process, before it has said a word; until it is not any more."""
+        shut_out: set[tuple[int, int]] = set()
+        async with watched(short_tmp_dir, is_shut_out=lambda peer: peer.address in shut_out) as w:
+            w.dial()
+            await until(lambda: w.peers.all)
+            shut_out.add(w.one.address)
+            assert await is_cut(w.dial())
+            assert (w.refused, w.peers.refused) == (["shut out for a while"], 1)
+            assert len(w.peers.all) == 1, "who is in stays in"
+            shut_out.clear()
+            w.dial()
+            await until(lambda: len(w.peers.all) == 2)
+
+    async def test_no_descriptors_left(self, short_tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody is accepted for a moment, and no CPU burnt; who is in is served; then it goes on by itself."""
+        monkeypatch.setattr(peers_module, "ACCEPT_PAUSE_S", 0.05)
+        async with watched(short_tmp_dir) as w:
+            inside = await w.shaken()
+            outside = w.dial()
+            accepts = 0
+            listener = w.peers._listener
+
+            class Full:
+                """As the kernel answers when RLIMIT_NOFILE is reached."""
+
+                def accept(self) -> Any:
+                    nonlocal accepts
+                    accepts += 1
+                    raise OSError(errno.EMFILE, "Too many open files")
+
+                def fileno(self) -> int:
+                    assert listener is not None
+                    return listener.fileno()
+
+            w.peers._listener = Full()  # type: ignore[assignment]
+            await until(lambda: accepts == 2)
+            await asyncio.get_running_loop().sock_sendall(inside, zmtp_frame(b"served", more=False))
+            await until(lambda: w.messages)
+            w.peers._listener = listener
+            await until(lambda: len(w.peers.all) == 2)
+            assert accepts < 10
+            assert outside.recv(99).startswith(b"\xff")
+
+    async def test_the_limit_of_descriptors_itself(
+        self, short_tmp_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(peers_module, "ACCEPT_PAUSE_S", 0.02)
+        async with watched(short_tmp_dir) as w:
+            clients = [w.dial() for _ in range(4)]
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            fullest = max(map(int, os.listdir("/proc/self/fd")))
+            spare = [os.open("/dev/null", os.O_RDONLY)]
+            while spare[-1] < fullest:
+                spare.append(os.open("/dev/null", os.O_RDONLY))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
+            said = ""
+            try:
+                while said.count("cannot accept: Too many open files") < 2:
+                    await asyncio.sleep(0)
+                    said += capfd.readouterr().err
+                assert w.peers.all == {}
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for fd in spare:
+                    os.close(fd)
+            await until(lambda: len(w.peers.all) == len(clients))
+
+    async def test_the_last_descriptor_was_its_own(self, short_tmp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None is left to notice its end by: it is sent away, and whoever comes later is served."""
+        monkeypatch.setattr(peers_module, "ACCEPT_PAUSE_S", 0.02)
+
+        def none_left() -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        async with watched(short_tmp_dir) as w:
+            with monkeypatch.context() as patch:
+                patch.setattr("shared.zmtp.hangups.select.epoll", none_left)
+                assert await is_cut(w.dial())
+            w.dial()
+            await until(lambda: len(w.peers.all) == 1)
+
+    async def test_closed_while_it_pauses(self, short_tmp_dir: Path) -> None:
+        """It does not listen again, on a number that is somebody else's by now."""
+        async with watched(short_tmp_dir) as w:
+            w.peers.close()
+            w.peers._accept_again()
+            client = socket.socket(socket.AF_UNIX)
+            w.clients.append(client)
+            with pytest.raises(FileNotFoundError):
+                client.connect(w.path)
+
+
+class TestMessages:
+    async def test_both_ways_with_libzmq(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = w.dealer()
+            for frames in ([b"one"], [b"", b"two", b"x" * 90_000], [b""]):
+                client.send_multipart(frames)
+            await until(lambda: len(w.messages) == 3)
+            assert [frames for _, frames in w.messages] == [[b"one"], [b"", b"two", b"x" * 90_000], [b""]]
+            assert w.one.connection.send((b"back", b"y" * 50_000))
+            assert client.poll(5_000)
+            assert client.recv_multipart() == [b"back", b"y" * 50_000]
+
+    async def test_the_same_routing_id_twice(self, short_tmp_dir: Path) -> None:
+        """What a peer calls itself is nothing to us: two connections are two peers."""
+        async with watched(short_tmp_dir) as w:
+            for text in (b"one", b"other"):
+                w.dealer(ROUTING_ID=b"me").send(text)
+            await until(lambda: len(w.messages) == 2)
+            (one, _), (other, _) = w.messages
+            assert one is not other
+            for peer in (one, other):
+                assert peer.connection.send((b"yours",))
+            for client in w.clients:
+                assert client.poll(5_000)
+                assert client.recv() == b"yours"
+
+    @pytest.mark.parametrize("kind", ["REQ", "ROUTER"])
+    async def test_others_that_may_talk_to_a_router(self, short_tmp_dir: Path, kind: str) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = w.context.socket(getattr(zmq, kind))
+            client.setsockopt(zmq.LINGER, 0)
+            w.clients.append(client)
+            client.connect(f"ipc://{w.path}")
+            await until(lambda: w.peers.all and w.one.connection.is_open)
+
+    @pytest.mark.parametrize("kind", ["SUB", "PULL", "REP"])
+    async def test_others_that_may_not(self, short_tmp_dir: Path, kind: str) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = w.context.socket(getattr(zmq, kind))
+            client.setsockopt(zmq.RECONNECT_IVL, -1)
+            w.clients.append(client)
+            client.connect(f"ipc://{w.path}")
+            await until(lambda: w.gone)
+            assert w.gone[0].connection.is_fault
+            assert "does not fit" in w.reasons[0]
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\x16\x03\x01" + bytes(100),
+            GREETING.replace(b"NULL", b"PLAI"),
+            GREETING + zmtp_frame(b"a message before READY", more=False),
+            GREETING + b"\x04\x09\x05READYxyz",
+            GREETING + b"\x06" + (HANDSHAKE_MAX_BYTES * 4).to_bytes(8, "big"),
+            GREETING + b"\x02" + (2**63).to_bytes(8, "big"),
+        ],
+        ids=["http", "tls", "mechanism", "early message", "broken READY", "long command", "long frame"],
+    )
+    async def test_garbage(self, short_tmp_dir: Path, data: bytes) -> None:
+        async with watched(short_tmp_dir) as w:
+            other = w.dealer()
+            client = w.dial()
+            client.send(data)
+            await until(lambda: w.gone)
+            assert w.gone[0].connection.is_fault
+            assert await is_cut(client)
+            other.send(b"well")
+            await until(lambda: w.messages)
+
+    @pytest.mark.parametrize(
+        ("frames", "reason"),
+        [
+            ([MAX_BYTES + 1], "more than 100000 bytes"),
+            ([MAX_BYTES // 2, MAX_BYTES // 2 + 1], "more than 100000 bytes"),
+            ([1] * (MAX_FRAMES + 1), "more than 10 frames"),
+        ],
+        ids=str,
+    )
+    async def test_bounds(self, short_tmp_dir: Path, frames: list[int], reason: str) -> None:
+        """As soon as it shows, by the frame's head: what follows is never read."""
+        async with watched(short_tmp_dir) as w:
+            client = await w.shaken()
+            *before, last = frames
+            data = b"".join(zmtp_frame(bytes(size), more=True) for size in before)
+            await asyncio.get_running_loop().sock_sendall(client, data + b"\x02" + last.to_bytes(8, "big"))
+            if len(frames) <= MAX_FRAMES:
+                await until(lambda: w.gone)
+            else:
+                await asyncio.get_running_loop().sock_sendall(client, b"x")
+                await until(lambda: w.gone)
+            assert reason in w.reasons[0]
+            assert w.gone[0].connection.is_fault
+
+    async def test_as_much_as_may_be(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = w.dealer()
+            client.send(bytes(MAX_BYTES))
+            client.send_multipart([b"x"] * MAX_FRAMES)
+            await until(lambda: len(w.messages) == 2)
+            assert w.gone == []
+
+    async def test_a_peer_that_does_not_read(self, short_tmp_dir: Path) -> None:
+        """Refused beyond the bound; what was taken arrives whole."""
+        async with watched(short_tmp_dir) as w:
+            client = await w.shaken()
+            await until(lambda: w.peers.all and w.one.connection.is_open)
+            sent = 0
+            while w.one.connection.send((bytes([sent % 256]) * 10_000,)):
+                sent += 1
+            assert MAX_UNSENT <= w.one.connection.unsent_bytes <= MAX_UNSENT + 10_100
+            loop = asyncio.get_running_loop()
+            read = b""
+            async with asyncio.timeout(5):
+                while len(read) < sent * 10_009:
+                    read += await loop.sock_recv(client, 1 << 20)
+            assert read[-10_000:] == bytes([(sent - 1) % 256]) * 10_000
+            assert w.one.connection.unsent_bytes == 0
+            assert w.one.connection.send((b"again",))
 
 
 class TestGone:
     async def test_closed_by_the_peer(self, short_tmp_dir: Path) -> None:
         async with watched(short_tmp_dir) as w:
             client = w.dial()
-            await until(lambda: w.peers.by_fd)
+            await until(lambda: w.peers.all)
             peer = w.one
             client.close()
             await until(lambda: w.gone)
-            assert (w.gone, w.peers.by_fd) == ([peer], {})
+            assert (w.gone, w.peers.all, peer.connection.is_fault) == ([peer], {}, False)
 
     async def test_killed(self, short_tmp_dir: Path) -> None:
         """kill -9 is seen at once, without a heartbeat."""
@@ -177,267 +477,106 @@ class TestGone:
             await until(lambda: w.gone, timeout_s=2.0)
             child.wait()
 
+    async def test_what_it_said_last_is_heard(self, short_tmp_dir: Path) -> None:
+        """Before its end, even where we had more to say and find out by that."""
+        async with watched(short_tmp_dir) as w:
+            client = await w.shaken()
+            await until(lambda: w.peers.all and w.one.connection.is_open)
+            peer = w.one
+            client.send(zmtp_frame(b"last", more=False) * 3)
+            client.close()
+            assert not peer.connection.send((b"x",))
+            assert peer.connection.is_broken
+            assert not w.gone
+            await until(lambda: w.gone)
+            assert [frames for _, frames in w.messages] == [[b"last"]] * 3
+
     async def test_cut(self, short_tmp_dir: Path) -> None:
-        """One peer is cut; the other does not notice."""
+        """One peer is cut, at once; the other does not notice."""
         async with watched(short_tmp_dir) as w:
             one, other = w.dealer(), w.dealer()
             one.send(b"one")
             other.send(b"other")
             await until(lambda: len(w.messages) == 2)
-            by_text = {frames[1].bytes: w.peers.of(frames[1]) for frames in w.messages}
+            by_text = {frames[0]: peer for peer, frames in w.messages}
             w.peers.cut(by_text[b"one"])
-            await until(lambda: w.gone)
-            assert w.gone == [by_text[b"one"]]
+            assert (w.gone, w.reasons) == ([by_text[b"one"]], ["connection cut"])
+            w.peers.cut(by_text[b"one"])
             other.send(b"again")
             await until(lambda: len(w.messages) == 3)
-            assert w.peers.of(w.messages[2][1]) is by_text[b"other"]
+            assert w.messages[2][0] is by_text[b"other"]
+            assert len(w.gone) == 1
 
-    async def test_cut_of_what_is_gone_already(self, short_tmp_dir: Path) -> None:
-        """Its number belongs to somebody else by now, who must not be touched."""
+    async def test_cut_from_its_own_message(self, short_tmp_dir: Path) -> None:
+        """What it said behind that is not heard."""
         async with watched(short_tmp_dir) as w:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                peer = Peer(ours.fileno(), 1, 0, 0, 0, 0)
-                w.peers.by_fd[peer.fd] = peer
-                w.peers.cut(peer)
-                assert w.gone == [peer]
-                theirs.send(b"still here")
-                assert ours.recv(99) == b"still here"
+            w.on_message = lambda peer, frames: w.peers.cut(peer)
+            client = await w.shaken()
+            client.send(zmtp_frame(b"x", more=False) * 3)
+            await until(lambda: w.gone)
+            assert await is_cut(client)
+            assert len(w.messages) == len(w.gone) == 1
 
-    async def test_many_times_the_same_number(self, short_tmp_dir: Path) -> None:
-        """libzmq gives the next connection the number of the last: each is its own peer."""
+    async def test_cut_of_another_whose_bytes_are_waiting(self, short_tmp_dir: Path) -> None:
+        """Whichever comes first cuts the others: nobody of them is heard or told gone twice."""
         async with watched(short_tmp_dir) as w:
-            seen: list[Peer] = []
+            w.on_message = lambda peer, frames: [w.peers.cut(other) for other in list(w.peers.all) if other is not peer]
+            clients = [await w.shaken() for _ in range(4)]
+            await until(lambda: len(w.peers.all) == 4 and all(p.connection.is_open for p in w.peers.all))
+            for client in clients:
+                client.send(zmtp_frame(b"x", more=False) * 200)
+            await until(lambda: len(w.messages) == 200)
+            assert len({id(peer) for peer, _ in w.messages}) == 1
+            assert len(w.gone) == len({id(peer) for peer in w.gone}) == 3
+
+    async def test_closed_from_a_message(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            w.on_message = lambda peer, frames: w.peers.close()
+            client = await w.shaken()
+            client.send(zmtp_frame(b"x", more=False) * 300)
+            assert await is_cut(client)
+            assert (len(w.messages), w.gone) == (1, [])
+
+    async def test_in_the_middle_of_a_message(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            client = await w.shaken()
+            client.send(zmtp_frame(b"x", more=True) + zmtp_frame(bytes(50_000), more=False)[:-1])
+            await until(lambda: w.peers.all and w.one.connection.unfinished_bytes == 50_000)
+            client.close()
+            await until(lambda: w.gone)
+            assert w.messages == []
+
+    @pytest.mark.parametrize("by", ["peer", "us", "all"])
+    async def test_nothing_is_held_of_who_is_gone(self, short_tmp_dir: Path, by: str) -> None:
+        """Nor is it left to the collector, which agentd has look as seldom as can be."""
+        async with watched(short_tmp_dir) as w:
+            gc.collect()
+            gc.disable()
+            try:
+                before = connections()
+                client = w.dial()
+                await until(lambda: w.peers.all)
+                assert connections() == before + 1
+                if by == "peer":
+                    client.close()
+                    await until(lambda: w.gone)
+                elif by == "us":
+                    w.peers.cut(next(iter(w.peers.all)))
+                else:
+                    w.peers.close()
+                w.gone.clear()
+                await until(lambda: connections() == before)
+            finally:
+                gc.enable()
+
+    async def test_descriptors_are_given_back(self, short_tmp_dir: Path) -> None:
+        async with watched(short_tmp_dir) as w:
+            before = len(os.listdir("/proc/self/fd"))
             for _ in range(20):
                 client = w.dial()
-                await until(lambda: w.peers.by_fd)
-                seen.append(w.one)
+                await until(lambda: w.peers.all)
                 client.close()
-                await until(lambda: not w.peers.by_fd)
-            assert w.gone == seen
-            assert len({peer.inode for peer in seen}) == 20
-            assert len({peer.fd for peer in seen}) < 20
-
-    async def test_replaced_without_a_word(self, short_tmp_dir: Path) -> None:
-        """ACCEPTED for a number that we still know: its former holder is gone."""
-        async with watched(short_tmp_dir) as w:
-            w.dial()
-            await until(lambda: w.peers.by_fd)
-            old = w.one
-            w.peers._event([struct.pack("=hi", _ACCEPTED, old.fd)])
-            assert w.gone == [old]
-            assert w.one is not old
-
-
-class TestOf:
-    async def test_sender_of_a_message(self, short_tmp_dir: Path) -> None:
-        async with watched(short_tmp_dir) as w:
-            w.dealer().send(b"x")
-            await until(lambda: w.messages)
-            assert w.peers.of(w.messages[0][1]) is w.one
-
-    async def test_message_of_a_connection_that_is_gone(self, short_tmp_dir: Path) -> None:
-        async with watched(short_tmp_dir) as w:
-            w.dealer().send(b"x")
-            await until(lambda: w.messages)
-            w.peers.cut(w.one)
-            await until(lambda: w.gone)
-            assert w.peers.of(w.messages[0][1]) is None
-
-    async def test_message_whose_number_changed_hands(self, short_tmp_dir: Path) -> None:
-        async with watched(short_tmp_dir) as w:
-            w.dealer().send(b"x")
-            await until(lambda: w.messages)
-            peer = w.one
-            w.peers.by_fd[peer.fd] = Peer(peer.fd, 7, peer.uid, peer.gid, peer.pid + 1, 0)
-            assert w.peers.of(w.messages[0][1]) is None
-
-    async def test_a_frame_of_ours(self, short_tmp_dir: Path) -> None:
-        async with watched(short_tmp_dir) as w:
-            assert w.peers.of(zmq.Frame(b"x")) is None
-
-
-class TestDescriptors:
-    def test_unread(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            inode = inode_of(ours.fileno())
-            assert unread_bytes(ours.fileno(), inode) == 0
-            theirs.send(b"12345")
-            assert unread_bytes(ours.fileno(), inode) == 5
-            assert unread_bytes(ours.fileno(), inode + 1) == 0
-        assert unread_bytes(-1, inode) == 0
-        assert inode_of(-1) == 0
-
-    def test_reopen_leaks_nothing(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            before = os.listdir("/proc/self/fd")
-            assert reopen(ours.fileno(), 1) is None
-            again = reopen(ours.fileno(), inode_of(ours.fileno()))
-            assert again is not None
-            again.close()
-            assert os.listdir("/proc/self/fd") == before
-
-    def test_resident(self) -> None:
-        assert 1 << 20 < resident_bytes() < 1 << 40
-
-
-MIB = 1 << 20
-
-
-class Guarded:
-    """A guard with a hand on the memory."""
-
-    def __init__(self) -> None:
-        self.rss = 100 * MIB
-        self.accounted = 0
-        self.suspects: dict[str, Suspect] = {}
-        self.cut: list[str] = []
-        self.given_back = 0
-        self.guard = MemoryGuard(
-            slack_bytes=64 * MIB,
-            rss_bytes=lambda: self.rss,
-            accounted_bytes=lambda: self.accounted,
-            give_back=self.give_back,
-        )
-        self.guard.watch(lambda: self.suspects.values())
-        self.now = 1_000_000_000_000
-
-    def give_back(self) -> None:
-        self.given_back += 1
-
-    def peer(self, name: str, unread: int = 200_000, seen_ms_ago: int = 900) -> None:
-        """As it looks from now on."""
-
-        def cut() -> None:
-            self.cut.append(name)
-            del self.suspects[name]
-
-        self.suspects[name] = Suspect(unread, self.now - seen_ms_ago * MS, cut, name)
-
-    def look(self, after_ms: int = MEMORY_LOOK_MS) -> None:
-        self.now += after_ms * MS
-        self.guard.look(self.now)
-
-    def looks(self, ms: int) -> None:
-        """For so long."""
-        for _ in range(ms // MEMORY_LOOK_MS):
-            self.look()
-
-
-@pytest.fixture
-def guarded() -> Guarded:
-    made = Guarded()
-    made.look()
-    return made
-
-
-class TestMemoryGuard:
-    def test_growth_with_a_suspect(self, guarded: Guarded) -> None:
-        guarded.peer("endless")
-        guarded.peer("idle", unread=0)
-        guarded.looks(200)
-        assert guarded.cut == []
-        guarded.rss += 65 * MIB
-        guarded.looks(MEMORY_QUIET_MS + 2 * MEMORY_LOOK_MS)
-        assert (guarded.cut, guarded.guard.cuts) == (["endless"], 1)
-
-    def test_a_large_message_counts_from_its_beginning(self, guarded: Guarded) -> None:
-        """A peer that was idle for long and sends a large message now is not the one that has sent for longer."""
-        guarded.rss += 40 * MIB
-        guarded.peer("endless", seen_ms_ago=100)
-        guarded.looks(60)
-        guarded.rss += 40 * MIB
-        guarded.peer("large", seen_ms_ago=5_000)
-        guarded.look()
-        assert guarded.cut == ["endless"]
-
-    def test_a_busy_peer_is_no_suspect(self, guarded: Guarded) -> None:
-        """Whoever finishes messages sends a lot, but none without end."""
-        guarded.rss += 70 * MIB
-        for _ in range(20):
-            guarded.peer("busy", seen_ms_ago=10)
-            guarded.look()
-        assert guarded.cut == []
-
-    def test_one_at_a_time_unless_it_is_too_much(self, guarded: Guarded) -> None:
-        for name in ("one", "two", "three"):
-            guarded.peer(name)
-        guarded.rss += 70 * MIB
-        guarded.looks(80)
-        assert guarded.cut == ["one"]
-        guarded.look()  # what was freed may be on its way
-        assert guarded.cut == ["one"]
-        guarded.rss += 70 * MIB
-        guarded.look()
-        assert guarded.cut == ["one", "two", "three"]
-
-    def test_growth_goes_on_after_a_cut(self, guarded: Guarded) -> None:
-        guarded.peer("one")
-        guarded.peer("two")
-        guarded.rss += 70 * MIB
-        guarded.looks(80)
-        guarded.looks(MEMORY_QUIET_MS + MEMORY_LOOK_MS)
-        assert guarded.cut == ["one", "two"]
-
-    def test_what_was_freed_is_given_back(self, guarded: Guarded) -> None:
-        guarded.peer("one")
-        guarded.rss += 70 * MIB
-        guarded.looks(200)
-        assert (guarded.cut, guarded.given_back) == (["one"], 1)
-
-    def test_growth_that_is_accounted_for(self, guarded: Guarded) -> None:
-        guarded.peer("slow")
-        guarded.rss += 200 * MIB
-        guarded.accounted = 190 * MIB
-        guarded.looks(400)
-        assert guarded.cut == []
-
-    def test_lasting_growth_without_a_suspect_is_ours(self, guarded: Guarded) -> None:
-        """The new level becomes the ground: the next 64 MiB count from there."""
-        guarded.rss += 100 * MIB
-        guarded.looks(MEMORY_SETTLE_MS + 100)
-        guarded.peer("endless")
-        guarded.rss += 60 * MIB
-        guarded.looks(200)
-        assert guarded.cut == []
-        guarded.rss += 5 * MIB
-        guarded.looks(200)
-        assert guarded.cut == ["endless"]
-
-    def test_a_pause_between_two_of_them_moves_no_ground(self, guarded: Guarded) -> None:
-        """Whoever dials again after a cut does not raise the level at which it is cut."""
-        guarded.rss += 100 * MIB
-        guarded.looks(MEMORY_SETTLE_MS // 2)
-        guarded.peer("endless")
-        guarded.looks(MEMORY_QUIET_MS + 2 * MEMORY_LOOK_MS)
-        assert guarded.cut == ["endless"]
-
-    def test_ground_sinks_with_memory_given_back(self, guarded: Guarded) -> None:
-        guarded.rss -= 50 * MIB
-        guarded.look()
-        guarded.peer("endless")
-        guarded.rss += 65 * MIB
-        guarded.looks(100)
-        assert guarded.cut == ["endless"]
-
-    def test_nobody_is_blamed_for_our_standing_still(self, guarded: Guarded) -> None:
-        """After a pause of ours everybody has unread bytes and an old last message; the next looks decide."""
-        guarded.rss += 100 * MIB
-        guarded.peer("anybody", seen_ms_ago=0)
-        guarded.look(after_ms=5_000)
-        guarded.look()
-        assert guarded.cut == []
-        guarded.looks(MEMORY_QUIET_MS + MEMORY_LOOK_MS)
-        assert guarded.cut == ["anybody"]
-
-    def test_forgotten_sources_are_not_asked(self) -> None:
-        guard = MemoryGuard()
-        source: Callable[[], list[Suspect]] = list
-        guard.watch(source)
-        guard.forget(source)
-        guard.look(1)
-
-    def test_trim(self) -> None:
-        trim()
+                await until(lambda: not w.peers.all)
+            assert len(w.gone) == 20
+            w.clients.clear()
+            assert len(os.listdir("/proc/self/fd")) == before

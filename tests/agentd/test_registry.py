@@ -8,7 +8,6 @@ import pytest
 
 from agentd.alarm import Alarm
 from agentd.lane import Lane
-from agentd.peers import Peer
 from agentd.registry import RETRY_AFTER_MS, SEEN, No, Registry, Seat, configuration
 from agentd.transport.zmq_session import V2Session
 from shared.config.schema import Agent
@@ -17,6 +16,7 @@ from shared.errors import ConfigError
 from shared.events import EventKind
 from shared.wire.agent_messages import Hello, Metrics, RefuseCode, Series, proof
 from shared.wire.session import Session
+from tests.agentd.fakes import peer
 from tests.agentd.zmq_world import agent
 from tests.support import Clock
 
@@ -43,7 +43,7 @@ def session(seat: Seat, instance: str = "i1", uid: int = OWN, **fields: Any) -> 
         def __getattr__(self, name: str) -> Any:
             raise AssertionError(f"nothing is sent here: {name}")
 
-    made = V2Session(Nowhere(), Peer(9, 9, uid, uid, 77, 0), b"\0id", Session(0), "s1")
+    made = V2Session(Nowhere(), peer(uid), Session(0), "s1")
     made.introduce(hello(seat.name, instance, **fields), seat)
     return made
 

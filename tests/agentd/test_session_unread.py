@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from agentd.alarm import Alarm
 from agentd.call import Asked, Call
 from agentd.lane import Lane
-from agentd.peers import Peer
 from agentd.registry import Seat
 from agentd.transport.zmq_session import V2Session
 from shared.clock import MS
 from shared.events import EventKind
 from shared.wire.agent_messages import Hello
 from shared.wire.session import Event, Session
-from tests.agentd.fakes import FakeWaiter, agent
+from tests.agentd.fakes import FakeWaiter, agent, peer
 from tests.support import Clock
 
 CHUNK, COMPLETE = EventKind.REQUEST_BODY_CHUNK, EventKind.REQUEST_COMPLETE
@@ -32,7 +31,7 @@ class Agent:
         self.lane = Lane(agent(max_outstanding_bytes=100_000), self.clock, Alarm(lambda ns: None))
         self.waiter = FakeWaiter()
         wire = Session(0, 1_000)
-        self.session = V2Session(self, Peer(1, 1, 0, 0, 1, 0), b"\0abcd", wire, "s")
+        self.session = V2Session(self, peer(0), wire, "s")
         hello = Hello(2, "waf", "i1", ["request_body_chunk"], max_batch=batch)
         self.session.introduce(hello, Seat(self.lane.settings, self.lane, 0, 1_000))
         for event in (Event.WELCOME, Event.ACCEPT):

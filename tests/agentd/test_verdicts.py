@@ -62,7 +62,7 @@ def test_bounded_in_number_and_size() -> None:
     for number in range(3 * VERDICT_CACHE_ENTRIES):
         reader.read(b'{"decision":"allow","x":%d}' % number)
         reader.read(b'{"decision":"allow","x":%d}' % number, chunk(number))
-        assert len(reader._plain) <= VERDICT_CACHE_ENTRIES
+        assert len(reader.plain) <= VERDICT_CACHE_ENTRIES
         assert all(len(memory) <= VERDICT_CACHE_ENTRIES for memory in reader._others.values())
     decode.calls = 0
     for _ in range(2):

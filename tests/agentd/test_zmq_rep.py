@@ -12,10 +12,10 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentd.peers import MemoryGuard
+from agentd.memory import MemoryGuard
 from agentd.stats import snapshot
-from agentd.transport.zmq_inbox import REPLY_FRAMES_MAX
-from agentd.transport.zmq_lockstep import BackOff, Link, V1Connection
+from agentd.transport.pump import REPLY_FRAMES_MAX
+from agentd.transport.zmq_lockstep import Link, V1Connection
 from agentd.transport.zmq_rep import V1Transport
 from shared import defaults as d
 from shared.clock import MS
@@ -396,22 +396,6 @@ class TestDialling:
 
 
 class TestBackOff:
-    def test_doubles_to_the_cap_for_ever(self) -> None:
-        back_off = BackOff(100, 1_000, lambda: 0.999_999)
-        assert [back_off.next_ms() for _ in range(7)] == [99, 199, 399, 799, 999, 999, 999]
-        assert {back_off.next_ms() for _ in range(100_000)} == {999}
-
-    def test_jitter_is_half_of_it(self) -> None:
-        back_off = BackOff(100, 1_000, lambda: 0.0)
-        assert [back_off.next_ms() for _ in range(6)] == [50, 100, 200, 400, 500, 500]
-
-    def test_reset(self) -> None:
-        back_off = BackOff(100, 1_000, lambda: 0.0)
-        for _ in range(9):
-            back_off.next_ms()
-        back_off.reset()
-        assert back_off.next_ms() == 50
-
     async def test_policy_with_a_turned_clock(self) -> None:
         """Ten seconds of nobody there: the dials stand where the policy says, to the millisecond."""
         clock = Clock()

@@ -14,13 +14,13 @@ import zmq
 from agentd.alarm import Alarm
 from agentd.call import Asked, Call
 from agentd.lane import Lane
+from agentd.transport.pump import Pump
 from agentd.transport.zmq_dealer import V2Transport
 from agentd.transport.zmq_rep import V1Transport
 from shared.clock import MS, now_ns
 from shared.config.schema import Agent
 from shared.decision import Outcome
 from shared.events import EventKind
-from shared.pump import Pump
 from shared.runtime import Runtime
 from shared.wire.verdict import HEAD, HEAD_AND_HOST, Question
 from tests.support import until
@@ -73,7 +73,6 @@ class World:
         alarm = Alarm(lambda ns: None)
         self.lanes = {a.name: Lane(a, self.clock, alarm) for a in self.agents}
         self.v2 = V2Transport(
-            self.context,
             self.loop,
             self.runtime,
             self.agents,
@@ -269,8 +268,11 @@ class RepAgent:
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 
 
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+
+
 async def zmtp_dial(path: str, identity: bytes = b"") -> socket.socket:
-    """A connection after the handshake; libzmq takes no message before its own READY has left."""
+    """A connection after the handshake."""
     loop = asyncio.get_running_loop()
     raw = socket.socket(socket.AF_UNIX)
     raw.setblocking(False)
@@ -291,3 +293,16 @@ async def zmtp_dial(path: str, identity: bytes = b"") -> socket.socket:
 def zmtp_frame(data: bytes, more: bool) -> bytes:
     """A long frame."""
     return bytes((0x02 | more,)) + struct.pack(">Q", len(data)) + data
+
+
+async def is_cut(raw: socket.socket, *, without: bytes = b"") -> bool:
+    """Read it to its end: whether there is one, and these bytes did not come before."""
+    loop = asyncio.get_running_loop()
+    read = b""
+    async with asyncio.timeout(WAIT_S):
+        try:
+            while data := await loop.sock_recv(raw, 65_536):
+                read += data
+        except ConnectionError:
+            pass
+    return not without or without not in read

@@ -267,7 +267,7 @@ class Small:
         )  # fmt: skip
         config = config.replace('name = "up"', 'name = "up"\nmax_connections = 5\nmax_waiting = 7', 1)
         bounds = {
-            "WARDGATE__RUNTIME__HOP_HWM": "50",
+            "WARDGATE__RUNTIME__HOP_UNSENT_BYTES": "2000000",
             "WARDGATE__RUNTIME__AGENT_HWM": "60",
             "WARDGATE__RUNTIME__MAX_PENDING_EVENTS": "3",
             "WARDGATE__AUDIT__QUEUE_RECORDS": "80",
@@ -332,7 +332,8 @@ def test_bounds_act_as_configured_and_show(small: Small) -> None:
         upstream_waiting_limit=7,
         worker_audit_queued_limit=11,
         client_buffer_limit_bytes=8_192,
-        hop_queue_limit=50,
+        hop_unsent_limit_bytes=2_000_000,
+        ingress_unsent_limit_bytes=2_000_000,
         audit_queued_limit=80,
         audit_queued_bytes_limit=90_000,
     )

@@ -33,8 +33,10 @@ def world(whole: World) -> World:
         agent.seen.clear()
         agent.cancelled.clear()
     upstream = whole.upstream
+    wait_until(lambda: upstream.begun >= whole.accepted() - whole.known, 10, "what it left at once has begun there")
     wait_until(lambda: len(upstream.closes) == upstream.begun, 10, "the upstream's ends of it, too")
     upstream.begun = 0
+    whole.known = whole.accepted()
     upstream.said.clear()
     upstream.closes.clear()
     return whole

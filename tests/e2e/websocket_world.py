@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server, ServerConnection, serve
 
 from proxy.upgrade import accept_of
-from shared.metrics import W_WEBSOCKETS_OPEN
+from shared.metrics import W_WEBSOCKETS, W_WEBSOCKETS_OPEN
 from shared.segment import ProxyView
 from tests.e2e.agents import ALLOW, V1Agent, V2Agent
 from tests.product import System, proxy_config
@@ -94,6 +94,7 @@ class World:
     def __init__(self, tmp: Path) -> None:
         self.tmp = tmp
         self.upstream = Upstream()
+        self.known = 0  # connections that it had accepted when the test began
         frames = ["websocket_frame"]
         self.offers = {
             "f": frames,
@@ -182,11 +183,18 @@ class World:
         return wait_until(found, 5, f"an audit record with {wanted}")  # type: ignore[return-value]
 
     def open_now(self) -> int:
+        return self._total(W_WEBSOCKETS_OPEN)
+
+    def accepted(self) -> int:
+        """How many an upstream has accepted so far."""
+        return self._total(W_WEBSOCKETS)
+
+    def _total(self, cell: int) -> int:
         view = ProxyView(str(self.system.runtime / "proxy.seg"))
         try:
             view.attach()
             totals = view.totals()
-            return totals.worker[W_WEBSOCKETS_OPEN] if totals is not None else -1
+            return totals.worker[cell] if totals is not None else -1
         finally:
             view.close()
 

@@ -1,9 +1,8 @@
 """The worker's end of the hop, against a ROUTER in agentd's place and a segment made by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ import zmq
 from proxy.dispatch import Dispatch
 from proxy.plan_view import PlanView
 from shared.clock import MS
-from shared.decision import ALLOW, Decision, Outcome, Verb, block
+from shared.decision import ALLOW, ChunkAction, ChunkVerdict, Decision, Outcome, Verb, block
 from shared.defaults import (
     AUDIT_WORKER_QUEUE,
+    HOP_BODIES_BYTES,
     HOP_GRACE_MS,
     HOP_MAX_MESSAGE_BYTES,
     HOP_OUTSTANDING_BYTES,
@@ -37,6 +37,7 @@ from shared.wire.envelope import (
     Register,
     Registered,
     pack_decision,
+    pack_decision_body,
     pack_registered,
     records,
     unpack_cancel,
@@ -98,7 +99,7 @@ class Hop:
     """A Dispatch and the ROUTER that it talks to."""
 
     def __init__(self, dir: Path, clock: Clock) -> None:
-        self.endpoint = f"ipc://{dir}/w.sock"
+        self.path = f"{dir}/w.sock"
         self.clock = clock
         self.segment = Segment()
         self.cells = [0] * 128
@@ -106,17 +107,18 @@ class Hop:
         self.router: zmq.Socket[bytes] | None = None
         self.records: list[tuple[int, bytes]] = []
         self.messages: list[list[int]] = []
+        self.bodies: list[list[bytes]] = []
         self.peer = b""
         self.bind()
         register = Register(1, 0, "digest", "c-", PLANS)
         loop = asyncio.get_running_loop()
-        self.dispatch = Dispatch(self.context, loop, self.endpoint, self.segment, register, self.cells, clock)  # type: ignore[arg-type]
+        self.dispatch = Dispatch(loop, self.path, self.segment, register, self.cells, clock)  # type: ignore[arg-type]
 
     def bind(self) -> None:
         self.router = self.context.socket(zmq.ROUTER)
         self.router.linger = 0
         self.router.maxmsgsize = HOP_MAX_MESSAGE_BYTES  # as agentd's
-        self.router.bind(self.endpoint)
+        self.router.bind(f"ipc://{self.path}")
 
     def view(self, number: int) -> PlanView:
         return self.dispatch.views[number]
@@ -125,7 +127,8 @@ class Hop:
         """Everything received so far, as (record type, rest)."""
         assert self.router is not None
         while self.router.poll(0):
-            self.peer, frame = self.router.recv_multipart()
+            self.peer, frame, *bodies = self.router.recv_multipart()
+            self.bodies.append(bodies)
             got = [(kind, bytes(rest)) for kind, rest in records(frame)]
             self.messages.append([kind for kind, _ in got])
             self.records += got
@@ -136,9 +139,9 @@ class Hop:
         await until(lambda: sum(k == kind for k, _ in self.pull()) >= count, what=f"{count} {kind.name}")
         return [rest for k, rest in self.records if k == kind]
 
-    def reply(self, data: bytes) -> None:
+    def reply(self, data: bytes, *bodies: bytes) -> None:
         assert self.router is not None
-        self.router.send_multipart([self.peer, data])
+        self.router.send_multipart([self.peer, data, *bodies])
 
     async def up(self) -> None:
         await self.got(RecordType.REGISTER)
@@ -419,19 +422,44 @@ async def test_audit_waits_bounded_for_agentd(short_tmp_dir: Path, clock: Clock)
     for number in range(AUDIT_WORKER_QUEUE + 5):
         hop.dispatch.audit(b"%d" % number)
     hop.bind()
-    await hop.up()
-    hop.dispatch.audit(b"last")
+    await hop.got(RecordType.REGISTER)
+    hop.dispatch.sweep(hop.clock.ms(10))
+    assert hop.records[-1][0] == RecordType.REGISTER, "an agentd that does not know the worker yet would drop them"
+    hop.reply(pack_registered(Registered("n", "digest")))
     got = await hop.got(RecordType.AUDIT, AUDIT_WORKER_QUEUE)
-    assert (got[0], got[-1]) == (b"6", b"last")
+    hop.dispatch.audit(b"last")
+    got = await hop.got(RecordType.AUDIT, AUDIT_WORKER_QUEUE + 1)
+    assert (got[0], got[-1]) == (b"5", b"last")
+    assert hop.cells[W_AUDIT_DROPPED] == 5
     hop.close()
 
 
-async def test_a_full_socket_fails_several_questions_of_one_exchange(hop: Hop) -> None:
+async def test_audit_waits_bounded_for_an_agentd_that_stands_still(hop: Hop) -> None:
+    """Not in its connection, where a flood of refusals would pile up: what it never takes is counted, too."""
+    await hop.up()
+    hop.segment.alive = False
+    hop.dispatch.sweep(hop.clock())
+    for number in range(AUDIT_WORKER_QUEUE + 2):
+        hop.dispatch.audit(b"%d" % number)
+    hop.dispatch.end(1)
+    await hop.got(RecordType.END)
+    assert not [kind for kind, _ in hop.records if kind == RecordType.AUDIT]
+    assert hop.cells[W_AUDIT_DROPPED] == 2
+    hop.segment.alive = True
+    hop.dispatch.sweep(hop.clock())
+    got = await hop.got(RecordType.AUDIT, AUDIT_WORKER_QUEUE)
+    assert (got[0], got[-1]) == (b"2", b"%d" % (AUDIT_WORKER_QUEUE + 1))
+    hop.segment.alive = False
+    hop.dispatch.sweep(hop.clock())
+    hop.dispatch.audit(b"never")
+    hop.dispatch.close()
+    assert hop.cells[W_AUDIT_DROPPED] == 3
+
+
+async def test_a_full_socket_fails_several_questions_of_one_exchange(hop: Hop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first failure ends the exchange, which forgets the others: they are gone then, once."""
     await hop.up()
-    pump: Any = hop.dispatch._pump
-    full: Any = SimpleNamespace(send=lambda frames: False)
-    hop.dispatch._pump = full
+    monkeypatch.setattr(hop.dispatch, "_transmit", lambda frames: False)
 
     class Ending(Waiting):
         def decided(self, decision: Decision) -> None:
@@ -445,8 +473,49 @@ async def test_a_full_socket_fails_several_questions_of_one_exchange(hop: Hop) -
         assert isinstance(event_id, int)
         others.append(event_id)
     await until(lambda: waiting.decisions)
-    hop.dispatch._pump = pump
     assert ([decision.reason for decision in waiting.decisions], hop.dispatch._waiting) == (["queue_full"], 0)
+
+
+async def test_what_does_not_leave_early_fails_nobody_who_is_still_sending(
+    hop: Hop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure ends exchanges, perhaps the one whose next question makes room for itself: that one is asked first."""
+    await hop.up()
+    monkeypatch.setattr(hop.dispatch, "_transmit", lambda frames: False)
+    view, waiting, body = hop.view(0), Waiting(), bytes(HOP_BODIES_BYTES // 2 + 1)
+    for index in range(3):
+        asked = hop.dispatch.send_body(waiting, view, view.mask, b"{}", body, index, False, hop.clock())
+        assert isinstance(asked, int)
+        assert not waiting.decisions
+    await until(lambda: len(waiting.decisions) == 3)
+    assert {decision.reason for decision in waiting.decisions} == {"queue_full"}
+    assert (hop.dispatch._waiting, hop.dispatch._outstanding) == (0, 0)
+
+
+async def test_ends_that_a_full_socket_does_not_take_are_told_later(hop: Hop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """agentd keeps what is pinned for an exchange until it hears of its end: that is not lost with an event."""
+    await hop.up()
+    refused: list[bytes] = []
+
+    def refuse(frames: Sequence[bytes]) -> bool:
+        refused.append(frames[0])
+        return False
+
+    with monkeypatch.context() as full:
+        full.setattr(hop.dispatch, "_transmit", refuse)
+        hop.dispatch.end(1)
+        hop.dispatch.cancel_exchange(2, CancelReason.CLIENT_GONE, more_follows=True)
+        hop.dispatch.tell(hop.view(0), 2, b"{}", hop.clock())
+        hop.dispatch.tell(hop.view(0), 3, b"{}", hop.clock())
+        await until(lambda: refused)
+        hop.dispatch.sweep(hop.clock())
+        await until(lambda: len(refused) == 2)
+    hop.dispatch.sweep(hop.clock())
+    ends = await hop.got(RecordType.END, 3)
+    assert [unpack_end(rest) for rest in ends] == [1, 2, 3]
+    cancels = await hop.got(RecordType.CANCEL)
+    assert [unpack_cancel(rest) for rest in cancels] == [(2, CancelReason.CLIENT_GONE, False)]
+    assert not [kind for kind, _ in hop.records if kind == RecordType.EVENT]
 
 
 async def test_observers_leave_room_for_those_who_decide(hop: Hop) -> None:
@@ -462,16 +531,33 @@ async def test_observers_leave_room_for_those_who_decide(hop: Hop) -> None:
     assert hop.cells[W_OBSERVED_DROPPED] == 2
 
 
-async def test_audit_that_a_full_socket_does_not_take_is_counted(hop: Hop) -> None:
-    """agentd reads nothing, and the high-water mark is reached: gone, but not in silence."""
+async def test_audit_that_a_full_socket_does_not_take_is_counted(hop: Hop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """agentd reads nothing, and as much as may be waits for it: gone, but not in silence."""
     await hop.up()
-    pump: Any = hop.dispatch._pump
-    full: Any = SimpleNamespace(send=lambda frames: False)
-    hop.dispatch._pump = full
+    monkeypatch.setattr(hop.dispatch, "_transmit", lambda frames: False)
     hop.dispatch.audit(b"1")
     hop.dispatch.audit(b"2")
     await until(lambda: hop.cells[W_AUDIT_DROPPED] == 2)
-    hop.dispatch._pump = pump
+
+
+async def test_long_decisions_come_whole(hop: Hop) -> None:
+    """Records that together are a long frame, and a replacement that is a frame of its own."""
+    await hop.up()
+    asked = [hop.ask(0, number) for number in range(40)]
+    await hop.got(RecordType.EVENT, 40)
+    pages = [b"%d" % number * 2_000 for number in range(39)]
+    whole = b""
+    for (_, event_id), page in zip(asked, pages, strict=False):
+        assert isinstance(event_id, int)
+        whole += pack_decision(event_id, block(403, page, (("X-A", "1"),), (), "waf"))
+    last, last_id = asked[39]
+    assert isinstance(last_id, int)
+    replaced = Decision(Verb.ALLOW, chunk=ChunkVerdict(ChunkAction.REPLACE))
+    hop.reply(whole + pack_decision_body(last_id, replaced, 0), b"z" * 100_000)
+    await until(lambda: last.decisions)
+    assert [bytes(waiting.decisions[0].body) for waiting, _ in asked[:39]] == pages
+    assert all(("X-A", "1") in waiting.decisions[0].headers for waiting, _ in asked[:39])
+    assert last.decisions[0].body == b"z" * 100_000
 
 
 def test_frozen_names() -> None:

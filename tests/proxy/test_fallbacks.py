@@ -29,7 +29,9 @@ class Exchange(Fallbacks):
         )
         self.route = route
         self.protocol = SimpleNamespace(release_for_upstream=lambda: self.did.append("release"))  # type: ignore[assignment]
-        self._begin_fallbacks(route)
+        self.pool, self.fallback_host = route.pool, route.fallback_host
+        if route.fallbacks:
+            self._begin_fallbacks()
         self.state = SENDING
 
     def abort_upstream(self) -> None:

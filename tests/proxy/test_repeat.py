@@ -1,5 +1,6 @@
 """Repeated heads: taken without the parser exactly where the parser would have said the same."""
 
+from types import SimpleNamespace
 from typing import cast
 
 import httptools
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.head import Field, Head, header_map, normalise
-from proxy.repeat import Repeat, block_of, is_repeatable
+from proxy.protocol import ProxyProtocol
+from proxy.repeat import Habits, Repeat, block_of, is_repeatable
+from proxy.streams import NEXT_REQUEST
 from shared.defaults import MAX_TARGET_BYTES, REPEATED_HEAD_BYTES
 from shared.errors import RequestRefused
 
@@ -54,7 +57,7 @@ def parsed(data: bytes) -> Head | None:
 def same(one: Head, other: Head) -> bool:
     """But for what a repeated head knows besides."""
     ours, theirs = msgspec.structs.asdict(one), msgspec.structs.asdict(other)
-    for name in ("kept_lines", "kept_names", "map_json", "event_rest", "route"):
+    for name in ("kept_lines", "kept_names", "front", "map_json", "event_rest", "lasting", "route"):
         del ours[name], theirs[name]
     return ours == theirs
 
@@ -90,10 +93,11 @@ def test_nothing_of_the_target_is_inherited() -> None:
     """A head that was routed and shown to agents before it was learnt: its successor is neither."""
     head = parsed(b"GET /admin HTTP/1.1\r\n" + BLOCK)
     assert head is not None
-    head.route, head.event_rest = object(), b"/admin"
+    head.route, head.event_rest, head.lasting = object(), b"/admin", b"admin's"
     successor = Repeat(BLOCK, head).head_of(b"GET /public HTTP/1.1\r\n" + BLOCK)
     assert successor is not None
-    assert (successor.route, successor.event_rest, successor.path) == (None, None, b"/public")
+    assert (successor.route, successor.event_rest, successor.lasting) == (None, None, None)
+    assert successor.path == b"/public"
     assert same(successor, cast(Head, parsed(b"GET /public HTTP/1.1\r\n" + BLOCK)))
 
 
@@ -227,3 +231,25 @@ def test_never_more_than_the_parser_takes(middle: bytes) -> None:
             assert theirs is not None
             assert same(ours, theirs)
             assert data.find(b"\r\n\r\n") == len(data) - 4
+
+
+def test_what_is_answered_at_once_is_learnt_too() -> None:
+    """A refusal by an open breaker is over before the read is: the parser need not look at every further one."""
+    data = b"GET /a HTTP/1.1\r\n" + BLOCK
+    ways: list[str] = []
+    connection = SimpleNamespace(
+        context=SimpleNamespace(bytes_in=0, requests=0), waiting_for=NEXT_REQUEST, is_full=False, driver=None,
+        _is_lingering=False, _early=None, _wants_hold=False, _started=None, _habits=Habits(),
+        _limits=SimpleNamespace(max_header_bytes=1_024),
+    )  # fmt: skip
+
+    def take(data: bytes) -> None:
+        ways.append("parsed")
+        connection._started = parsed(data)
+
+    connection._take = take
+    connection._begin = lambda head: ways.append("known")
+    for _ in range(4):
+        ProxyProtocol.data_received(connection, data)  # type: ignore[arg-type]
+    assert ways == ["parsed", "parsed", "known", "known"]
+    assert connection._started is None

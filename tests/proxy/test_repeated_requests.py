@@ -88,3 +88,28 @@ def test_a_bad_one_is_refused_as_ever(proxy: Proxy, client: Client, target: byte
         other.send(b"GET %b HTTP/1.1\r\n" % target + LINES)
         alone = other.answer()
     assert (alone.status, alone.body.split(b"\n")[0]) == (status, refused.body.split(b"\n")[0])
+
+
+def test_a_route_gets_nothing_of_anothers(upstream: Upstream, tmp_path: Path) -> None:
+    """The same lines on one connection to two routes: where agents judge response bodies, no ranges are asked for."""
+    secret = tmp_path / "secret"
+    secret.write_text("0" * 32)
+    secret.chmod(0o600)
+    judge = {"name": "judge", "protocol": "zmq-v2", "events": ["response_body_chunk"], "failure_mode": "open"}
+    config = proxy_config(
+        upstream.address,
+        agents=[{**judge, "secret_file": str(secret)}],
+        routes=[
+            {"name": "any", "upstream": "up"},
+            {"name": "judged", "upstream": "up", "match": {"path_prefix": "/j"}, "filters": [{"agent": "judge"}]},
+        ],
+    )
+    lines = LINES.replace(b"\r\n\r\n", b"\r\nRange: bytes=0-1\r\n\r\n")
+    with Proxy(config, tmp_path) as one, one.connect() as sock, Client(sock.getpeername()) as made:
+        for target in (b"/a", b"/a", b"/a", b"/j", b"/j", b"/a", b"/j"):
+            made.send(b"GET %b HTTP/1.1\r\n" % target + lines)
+            assert made.answer().status == 200
+    requests = seen(upstream, 7)
+    assert [(r.split(b" ", 2)[1], b"Range: " in r) for r in requests] == [
+        (b"/a", True), (b"/a", True), (b"/a", True), (b"/j", False), (b"/j", False), (b"/a", True), (b"/j", False),
+    ]  # fmt: skip

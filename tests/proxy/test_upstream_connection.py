@@ -306,6 +306,7 @@ class TestRetry:
         assert sink.calls[-1] == "end"
         assert bench.cells[W_RETRIES] == 1
         assert bench.cells[W_UPSTREAM_FAILURES] == 0
+        bench.pool.add_up()
         assert bench.cells[W_UPSTREAM_REUSES] == 1
         assert bench.cells[W_UPSTREAM_CONNECTS] == 2
 

@@ -175,7 +175,7 @@ class TestConnecting:
                 await until(lambda: sink.head)
                 assert sink.conn is not None
                 assert sink.conn.target.startswith("127.0.0.1:")
-                transport = sink.conn._transport
+                transport = sink.conn.transport
                 assert transport is not None
                 sock = transport.get_extra_info("socket")
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -265,6 +265,7 @@ class TestConnecting:
             async with serve(answering(OK), unix=path) as served:
                 for _ in range(2):
                     assert (await served.fetch()).body == b"abc"
+                served.pool.add_up()
                 assert served.cells[W_UPSTREAM_REUSES] == 1
             pool = UpstreamPool(upstream(f"unix:{path}.gone"), asyncio.get_running_loop(), [0] * 256)
             sink = Recorder()
@@ -402,6 +403,7 @@ class TestLife:
                 await until(lambda: all(sink.is_done for sink in sinks))
                 assert all(sink.body == b"abc" for sink in sinks)
                 assert served.cells[W_UPSTREAM_CONNECTS] <= 4
+                served.pool.add_up()
                 assert served.cells[W_UPSTREAM_CONNECTS] + served.cells[W_UPSTREAM_REUSES] == 100
 
         run(main)
@@ -435,7 +437,7 @@ class TestBackPressure:
                     sink.conn.write_body(b"x" * 65_536)
                     given += 65_536
                     await asyncio.sleep(0)
-                transport = sink.conn._transport
+                transport = sink.conn.transport
                 assert transport is not None
                 assert transport.get_write_buffer_size() <= CLIENT_BUFFER_BYTES + 65_536
                 total = given
@@ -509,6 +511,7 @@ class TestTls:
                 async with serve(answering(OK), tls=context, upstream_tls=tls) as served:
                     for _ in range(2):
                         assert (await served.fetch()).body == b"abc"
+                    served.pool.add_up()
                     assert served.cells[W_UPSTREAM_REUSES] == 1
                     assert names == [tls.sni or None]
 

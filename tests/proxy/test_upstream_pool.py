@@ -44,6 +44,7 @@ class TestReuse:
         assert second.written
         assert not first.written
         assert sink.was_reused == [True]
+        bench.pool.sweep(bench.clock.s(1))  # which adds up what was counted
         assert bench.cells[W_UPSTREAM_REUSES] == 1
         assert bench.cells[W_UPSTREAM_CONNECTS] == 2
 

@@ -253,3 +253,61 @@ def test_anything_after_the_end_is_extra() -> None:
     assert reader.has_extra
     assert reader.body == b""
     assert not reader.eof()
+
+
+def known(raw: bytes) -> ResponseReader:
+    """A reader that is to read another response, after one with the same head was read by another."""
+    read([raw])
+    reader = ResponseReader()
+    reader.begin(False)
+    return reader
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_whole_response_with_a_known_head_is_what_it_was_read_as(case: Case) -> None:
+    """Recognised only where reading it says: complete, to the byte, without anything before it. Then it is the same."""
+    reader = known(case.raw)
+    head = reader.whole(case.raw)
+    seen = read([case.raw])
+    if head is None:
+        assert reader.is_untouched
+        return
+    assert (seen.outcome, seen.informational) == ("complete", [])
+    assert seen.fate == ("reused" if reader.is_keep_alive else "closed")
+    assert seen.head is head
+    assert reader.body == seen.body
+    assert reader.whole(case.raw) is head, "and is ready for the next one"
+
+
+def test_usual_responses_are_recognised() -> None:
+    """With a length, with the length 0, without a body; one after the other in any order."""
+    raws = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n",
+    ]
+    for raw in raws:
+        read([raw])
+    reader = ResponseReader()
+    for raw in raws + raws[::-1]:
+        head = reader.whole(raw)
+        assert head is not None
+        assert head.raw + reader.body == raw
+
+
+def test_what_is_not_all_of_a_response_is_not_recognised() -> None:
+    """Less, more, never seen, of a HEAD, after an upgrade was asked for, behind the beginning of another read."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-Seen: yes\r\n\r\nabc"
+    for other in (raw[:-1], raw + b"d", raw + raw, raw[:-3], raw[1:], raw.replace(b"yes", b"no!"), b""):
+        assert known(raw).whole(other) is None
+    of_head = known(raw)
+    of_head.begin(True)
+    assert of_head.whole(raw) is None
+    upgrading = known(raw)
+    upgrading.may_upgrade = True
+    assert upgrading.whole(raw) is None
+    for begun in (b"HTTP/1.1", b"HTTP/1.1 100 Continue\r\n\r\nH", raw[:-1], raw):
+        reader = known(raw)
+        reader.feed(begun)
+        assert reader.whole(raw) is None

@@ -62,14 +62,16 @@ def test_numbers_that_stand_elsewhere() -> None:
     assert d.HEAD_REMEMBERED_BYTES == 1_024
     assert d.DECISION_REMEMBERED_BYTES == d.VERDICT_CACHE_BYTES == 512
     assert sizes["async hooks that run or wait"] == 2 * runner.Options(connect="ipc:///x").max_concurrency
-    assert sizes["messages in the socket, each way"] == sdk.HWM_MESSAGES
+    assert sizes["what agentd has not read"] == sdk.MAX_UNSENT_BYTES
 
 
 def test_every_default_that_looks_like_a_bound_of_a_queue_is_on_the_page() -> None:
-    """By its name: a new *_HWM, *_QUEUE, *_WAITING or *_PENDING_MAX needs a row."""
+    """By its name: a new *_HWM, *_QUEUE, *_WAITING, *_UNSENT_BYTES or *_PENDING_MAX needs a row."""
     values = {row.size for row in bounds.rows()}
     for name, value in vars(d).items():
-        if name.endswith(("_HWM", "_QUEUE", "_QUEUE_BYTES", "_WAITING", "_PENDING_MAX", "_BUFFER_BYTES")):
+        if name.endswith(
+            ("_HWM", "_QUEUE", "_QUEUE_BYTES", "_WAITING", "_PENDING_MAX", "_BUFFER_BYTES", "_UNSENT_BYTES")
+        ):
             assert value in values, name
 
 
@@ -79,6 +81,6 @@ def test_the_readme_leads_here() -> None:
 
 def test_keys_of_bounds_act_within_their_ranges() -> None:
     """Zero waiting or no buffer would be a proxy that does nothing."""
-    for table, name in ((Config().server, "connection_buffer_bytes"), (Config().runtime, "hop_hwm")):
-        with pytest.raises(msgspec.ValidationError):
+    for table, name in ((Config().server, "connection_buffer_bytes"), (Config().runtime, "hop_unsent_bytes")):
+        with pytest.raises(msgspec.ValidationError, match=rf">= \d+ - at `\$.{name}`"):
             msgspec.convert({name: 0}, type(table))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.config import later
+from shared.config import former, later
 from shared.config.load import load
 from shared.config.reference import json_schema
 from shared.errors import ConfigError
@@ -339,6 +339,17 @@ def test_every_key_that_the_example_leaves_out_is_known_as_later(folder):
     assert all("endpoint" in problem or "connections" in problem for problem in rest), rest
 
 
+# --- other names by now -----------------------------------------------------------------------------
+
+FORMER_KEYS = {"runtime.hop_hwm": "[runtime]\nhop_hwm = 1000"}
+
+
+@pytest.mark.parametrize("key", former.KEYS)
+def test_a_former_name_is_refused_with_the_one_it_has_now(folder, key):
+    """It counted something else: neither taken over in silence nor told as a mistyped key."""
+    assert f"w.toml:2: {key}: unknown key; {former.KEYS[key]}" in refuse(FORMER_KEYS[key])
+
+
 # --- conf.d ----------------------------------------------------------------------------------------
 
 
@@ -441,6 +452,11 @@ def test_a_string_key_takes_the_text_as_it_is(folder):
     [
         ("SERVER__WORKRES", "4", "server.workres: unknown key; did you mean `workers`?"),
         ("SERVR__WORKERS", "4", "servr: unknown key; did you mean `server`?"),
+        (
+            "RUNTIME__HOP_HWM",
+            "50",
+            "runtime.hop_hwm: unknown key; it is `runtime.hop_unsent_bytes` now, in bytes instead of messages",
+        ),
         ("SERVER__WORKERS", "many", 'server.workers: expected integer from 0 to 64, got "many"'),
         ("SERVER__WORKERS", "4\nx = 1", 'server.workers: expected integer from 0 to 64, got "4\\nx = 1"'),
         ("SERVER__WORKERS__X", "4", "server.workers: expected integer from 0 to 64, got a table"),

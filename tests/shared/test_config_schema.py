@@ -6,7 +6,7 @@ import sys
 import msgspec
 import pytest
 
-from shared.config import later
+from shared.config import former, later
 from shared.config.build import walk_keys
 from shared.config.schema import Agent, Config
 from shared.config.shape import Shape, describe, fields_of, shape_of
@@ -54,6 +54,7 @@ def test_every_table_says_what_it_is():
 def test_no_key_is_both_here_and_later():
     assert set(KEYS) == set(walk_keys(shape_of(Config, None), ""))
     assert not set(KEYS) & set(later.KEYS)
+    assert not set(former.KEYS) & {*KEYS, *later.KEYS}
     for path, values in later.VALUES.items():
         shape = KEYS[path.removesuffix("[]")]
         choices = shape.choices or (shape.item.choices if shape.item else ())

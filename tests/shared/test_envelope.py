@@ -33,6 +33,7 @@ from shared.wire.envelope import (
     RecordType,
     Register,
     Registered,
+    messages_with_bodies,
     pack_audit,
     pack_cancel,
     pack_decision,
@@ -42,6 +43,7 @@ from shared.wire.envelope import (
     pack_register,
     pack_registered,
     records,
+    records_of_worker,
     unpack_cancel,
     unpack_decision,
     unpack_decision_body,
@@ -192,6 +194,53 @@ UNPACKERS: dict[RecordType, Callable[[bytes], object]] = {
 }
 
 
+EVENT_RECORDS = st.builds(
+    lambda ids, plan, kind, flags, event, frame, index: (
+        pack_event_fields(*ids, plan, kind, flags, len(event), frame, index) + event
+    ),
+    st.tuples(U64, U64, U64, U64), U16, st.integers(0, 255), st.integers(0, 255), st.binary(max_size=40), U16, U32,
+)  # fmt: skip
+PLAIN_EVENTS = st.builds(lambda event: pack_event_fields(1, 2, 3, 4, 5, 6, FLAG_FINAL, len(event)) + event, st.binary())
+OTHER_RECORDS = st.builds(
+    lambda kind, rest: (1 + len(rest)).to_bytes(4, "little") + bytes((kind,)) + rest,
+    st.sampled_from(sorted(RecordType)),  # an event too short for its fields, too
+    st.binary(max_size=EVENT_FIELDS - 2),
+)
+
+
+@given(st.lists(st.one_of(EVENT_RECORDS, PLAIN_EVENTS, OTHER_RECORDS)), st.binary(max_size=60), st.booleans())
+def test_events_on_the_way_are_what_unpack_event_makes_of_them(whole: list[bytes], tail: bytes, view: bool) -> None:
+    """Record by record and error by error, whatever comes last."""
+    message = b"".join(whole) + tail
+    found: list[list[object]] = []
+    for read in (records, records_of_worker):
+        found.append([])
+        try:
+            for kind, rest in read(memoryview(message) if view else message):
+                found[-1].append(kind)
+                if kind != RecordType.EVENT or isinstance(rest, EventRecord):
+                    found[-1].append(rest)
+                    continue
+                try:
+                    found[-1].append(unpack_event(rest))
+                except WireError as error:
+                    found[-1].append(str(error))
+        except WireError as error:
+            found[-1].append(str(error))
+    assert found[0] == found[1]
+    assert sum(isinstance(one, EventRecord) for one in found[1]) >= sum(len(one) >= 4 + EVENT_FIELDS for one in whole)
+
+
+@pytest.mark.parametrize(("others", "kept"), [(0, 1), (2, 1), (3, 0), (100, 0)])
+def test_an_event_under_way_keeps_no_more_than_four_of_its_size(others: int, kept: int) -> None:
+    """A slow agent has one of a message's events for seconds; the other agents' are long answered."""
+    record = pack_event_fields(1, 2, 3, 4, 5, 6, FLAG_FINAL, 20_000) + b"x" * 20_000
+    message = bytearray(record * (1 + others))
+    events = [rest.event for _, rest in records_of_worker(memoryview(message)) if isinstance(rest, EventRecord)]
+    assert [bytes(event) for event in events] == [b"x" * 20_000] * (1 + others)
+    assert [isinstance(event, memoryview) for event in events] == [bool(kept)] * (1 + others)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("message", "text"),
@@ -210,8 +259,9 @@ class TestRefused:
 
     def test_oversized_message(self) -> None:
         """Looked at by its length alone."""
-        with pytest.raises(WireError, match="is over"):
-            next(records(bytes(HOP_MAX_MESSAGE_BYTES + 1)))
+        for read in (records, records_of_worker):
+            with pytest.raises(WireError, match="is over"):
+                next(read(bytes(HOP_MAX_MESSAGE_BYTES + 1)))
 
     def test_good_records_before_a_bad_one(self) -> None:
         """They are given out before the error."""
@@ -324,3 +374,53 @@ def test_numbers_are_for_ever() -> None:
         "DECISION": 131,
         "DECISION_BODY": 132,
     }
+
+
+class TestMessagesWithBodies:
+    @staticmethod
+    def told(messages: list[tuple[bytes, ...]]) -> list[list[tuple[int, bytes]]]:
+        """Of each message: its events' ids with their bodies; a record of another kind as (-its type, b"")."""
+        found = []
+        for whole, *bodies in messages:
+            rows: list[tuple[int, bytes]] = []
+            for kind, rest in records(whole):
+                if kind != RecordType.EVENT:
+                    rows.append((-kind, b""))
+                    continue
+                event = unpack_event(memoryview(rest))
+                rows.append((event.event_id, b"" if event.body_frame == NO_BODY else bodies[event.body_frame]))
+            found.append(rows)
+        return found
+
+    @staticmethod
+    def event(number: int, size: int, frame: int = NO_BODY) -> bytes:
+        return pack_event_fields(number, 1, 1, 1, 0, 1, 0, size, frame) + bytes(size)
+
+    def test_each_has_the_bodies_of_its_own_events(self) -> None:
+        """In their order, none over the limit, every body with its event."""
+        third = HOP_MAX_MESSAGE_BYTES // 3
+        bodies = [b"a", bytes(third), b"c", b"d" * third]
+        whole = b"".join(
+            (
+                self.event(1, 100, 0),
+                self.event(2, third, 1),
+                self.event(3, third),
+                pack_cancel(9, CancelReason.DECIDED),
+                self.event(4, 10, 2),
+                self.event(5, 10, 3),
+                pack_end(9),
+            )
+        )
+        messages = messages_with_bodies(whole, bodies)
+        assert self.told(messages) == [
+            [(1, b"a"), (2, bodies[1])],
+            [(3, b""), (-RecordType.CANCEL, b""), (4, b"c"), (5, bodies[3]), (-RecordType.END, b"")],
+        ]
+        assert all(sum(map(len, frames)) <= HOP_MAX_MESSAGE_BYTES for frames in messages)
+
+    def test_what_fits_stays_one_message(self) -> None:
+        whole = self.event(1, 10, 0) + self.event(2, 10, 1)
+        bodies = [bytes(HOP_MAX_MESSAGE_BYTES - len(whole) - 1), b"x"]
+        assert messages_with_bodies(whole, bodies) == [(whole, *bodies)]
+        bodies[1] = b"xy"
+        assert self.told(messages_with_bodies(whole, bodies)) == [[(1, bodies[0])], [(2, b"xy")]]

@@ -34,6 +34,7 @@ class FakeAgentd:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(self.endpoint)
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def stop(self) -> None:
         """Vanish, as a killed process does."""
@@ -41,8 +42,9 @@ class FakeAgentd:
             self._socket.close(0)
             self._context.term()
             self._socket = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.endpoint.removeprefix("ipc://"))
+            if self.endpoint.startswith("ipc://"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.endpoint.removeprefix("ipc://"))
 
     async def receive(self) -> list[bytes]:
         async with asyncio.timeout(PATIENCE_S):
@@ -118,6 +120,15 @@ class Process:
         async with asyncio.timeout(PATIENCE_S):
             out, err = await self.child.communicate()
         return (out + err).decode()
+
+
+@pytest.fixture
+async def agentd_over_tcp() -> AsyncIterator[FakeAgentd]:
+    """The same at a port of this machine."""
+    fake = FakeAgentd("tcp://127.0.0.1:*")
+    fake.start()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture

@@ -28,8 +28,6 @@ class Script:
             hello={"protocol": 2, "agent": "waf", "instance": "i1"},
             secret=secret,
             drain_deadline_s=30,
-            backoff_max_s=1.0,
-            jitter=lambda: 1.0,
         )
 
     # Port
@@ -37,8 +35,8 @@ class Script:
         self.said.append(frames)
         return self.sends
 
-    def reconnect(self, after_s: float) -> None:
-        self.log.append(("reconnect", after_s))
+    def reconnect(self) -> None:
+        self.log.append("reconnect")
 
     def opened(self) -> None:
         self.session.opened(self.send, None)
@@ -242,7 +240,7 @@ def test_silence_is_pinged_and_then_left() -> None:
     script.pass_time(2.95)
     assert script.verbs() == [w.PING, w.PING]
     script.pass_time(0.1)
-    assert script.log == [("reconnect", 0.1)]
+    assert script.log == ["reconnect"]
     assert script.talk.state is State.AWAY
 
 
@@ -253,15 +251,6 @@ def test_any_message_is_a_sign_of_life() -> None:
     assert script.verbs() == []
     script.pass_time(1.0)
     assert script.verbs() == [w.PING]
-
-
-def test_reconnects_back_off_and_a_welcome_ends_it() -> None:
-    script = Script()
-    for expected in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0):
-        script.up().pass_time(3.01)
-        assert script.log.pop() == ("reconnect", expected)
-    script.ready().pass_time(3.01)
-    assert script.log.pop() == ("reconnect", 0.1)
 
 
 def test_ping_is_echoed_in_every_state() -> None:

@@ -367,3 +367,18 @@ async def test_a_batch_of_slow_sync_hooks_is_answered_on_the_way(monkeypatch: py
     bench = Bench(ByPath())
     bench.dispatcher.events(events(["a", 9, head()], ["b", 9, head()]))
     assert len(bench.sent) == 2
+
+
+async def test_hooks_that_become_slow_are_noticed_and_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is looked at less and less often while hooks are fast, after each event once they are not."""
+    bench = Bench(ByPath())
+    batch = [[f"c{i}", 9, head()] for i in range(40)]
+    bench.feed(*batch)
+    monkeypatch.setattr(w, "FLUSH_AFTER_S", -1.0)
+    bench.dispatcher.events(events(*batch))
+    assert [len(orjson.loads(frames[1])) for frames in bench.sent] == [16] + [1] * 24
+    bench.sent.clear()
+    monkeypatch.setattr(w, "FLUSH_AFTER_S", 60.0)
+    bench.dispatcher.events(events(*batch))
+    bench.dispatcher.flush()
+    assert [len(orjson.loads(frames[1])) for frames in bench.sent] == [40]

@@ -137,8 +137,6 @@ class Port:
             hello={"protocol": 2, "agent": "a", "instance": "i"},
             secret=secret,
             drain_deadline_s=1,
-            backoff_max_s=1,
-            jitter=lambda: 1.0,
         )
         self.events = self.dispatcher.events
         self.cancel = self.dispatcher.cancel
@@ -158,7 +156,7 @@ class Port:
     def in_flight(self) -> int:
         return self.dispatcher.in_flight
 
-    def reconnect(self, after_s: float) -> None: ...
+    def reconnect(self) -> None: ...
     def opened(self) -> None: ...
 
     def stop(self, exit_code: int, reason: str) -> None:

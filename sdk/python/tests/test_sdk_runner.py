@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import select
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from wardgate_agent import Agent, AgentError, Allow, Block, Options, Runner
 from wardgate_agent import wire as w
+from wardgate_agent.events import Configure
 from wardgate_agent.link import endpoint_problem, why_unreachable
 from wardgate_agent.runner import OptionsError, default_instance, run
 
@@ -67,8 +69,8 @@ class Running:
 async def started(agentd: Any) -> AsyncIterator[Callable[..., Running]]:
     running: list[Running] = []
 
-    def start(agent: Agent, **options: Any) -> Running:
-        running.append(Running(agent, options.pop("endpoint", agentd.endpoint), **options))
+    def start(agent: Agent, *, endpoint: str = agentd.endpoint, **options: Any) -> Running:
+        running.append(Running(agent, endpoint, **options))
         return running[-1]
 
     yield start
@@ -110,7 +112,6 @@ async def test_events_become_verdicts(agentd: Any, started: Any, make_event: Any
 
 
 async def test_thousands_of_messages_back_to_back_are_all_answered(agentd: Any, started: Any, make_event: Any) -> None:
-    """The socket's FD is edge-triggered: nothing that arrives while we send may be left lying."""
     started(Sample())
     await agentd.accept()
     seen: set[str] = set()
@@ -123,19 +124,35 @@ async def test_thousands_of_messages_back_to_back_are_all_answered(agentd: Any, 
             seen |= {entry[0] for entry in orjson.loads(frames[0])}
 
 
+@pytest.mark.parametrize("size", [1, 4_000_000])
 async def test_a_loop_that_was_held_up_does_not_take_it_for_silence(
-    agentd: Any, started: Any, make_event: Any, caplog: pytest.LogCaptureFixture
+    agentd: Any, started: Any, make_event: Any, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
-    """What waits in the socket is read before anybody is declared dead."""
+    """What waits in the socket is read before anybody is declared dead; a part of a message is a sign of life too."""
     running = started(Sample())
     await agentd.accept()
     peer = agentd.peer
     running.runner.conversation._heard_at -= 60  # as after a hook of a minute
-    await agentd.send(w.PING, b"x")
-    running.runner._link._socket.poll(5000)  # it is there, the loop has not turned
+    await agentd.send(w.PING, b"x" * size)
+    select.select([running.runner._link._connection._fd], [], [], 5)  # it is there, the loop has not turned
     running.runner._on_time()
-    assert await agentd.expect(w.PONG) == [b"x"]
+    assert await agentd.expect(w.PONG) == [b"x" * size]
     assert (await agentd.ask(make_event("a"))).keys() == {"a"}
+    assert agentd.peer == peer
+    assert "silent" not in caplog.text
+
+
+async def test_a_slow_configure_hook_does_not_take_it_for_silence(
+    agentd: Any, started: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = started(Sample())
+    await agentd.accept()
+    peer, runner = agentd.peer, running.runner
+    runner.conversation._heard_at -= 60  # as after a hook of a minute
+    await agentd.send(w.PING, b"x")
+    select.select([runner._link._connection._fd], [], [], 5)  # it is there, the loop has not turned
+    runner._configured(Configure({"config_version": "2"}), runner.conversation._epoch, None)
+    assert await agentd.expect(w.PONG, (w.CONFIG_RESULT,)) == [b"x"]
     assert agentd.peer == peer
     assert "silent" not in caplog.text
 
@@ -159,6 +176,18 @@ async def test_async_hooks_overlap_and_cancel_works(agentd: Any, started: Any, m
         await agent.cancelled.wait()
     agent.gate.set()
     assert (await agentd.ask(make_event("next", "/later"))).keys() == {"next"}
+
+
+async def test_hooks_that_end_together_are_answered_together(agentd: Any, started: Any, make_event: Any) -> None:
+    agent = Sample()
+    started(agent)
+    await agentd.accept()
+    await agentd.send(w.EVENTS, [make_event("a", "/later"), make_event("b", "/later")])
+    async with asyncio.timeout(10):
+        await agent.began.wait()
+    agent.gate.set()
+    verdicts = await agentd.expect_json(w.VERDICTS, (w.PING,))
+    assert [row[0] for row in verdicts] == ["a", "b"]
 
 
 async def test_a_rejected_config_is_said(agentd: Any, started: Any, make_event: Any) -> None:
@@ -344,6 +373,12 @@ async def test_a_long_absence_is_explained(
         ("ipc://", "is not ipc://PATH"),
         ("tcp://host", "no port"),
         ("tcp://:5", "has no host"),
+        ("tcp://host:99999", "no port"),
+        ("tcp://host:0", "no port"),
+        ("tcp://host:²", "no port"),
+        ("tcp://in valid:1", "is no host name"),
+        ("tcp://a..b:1", "is no host name"),
+        ("ipc:///x\0y", "is not ipc://PATH"),
     ],
 )
 def test_endpoints_are_checked(endpoint: str, text: str) -> None:
@@ -353,9 +388,73 @@ def test_endpoints_are_checked(endpoint: str, text: str) -> None:
     assert run(Sample, endpoint) == 2
 
 
-def test_an_endpoint_that_zeromq_refuses_is_exit_code_2(caplog: pytest.LogCaptureFixture) -> None:
-    assert run(Sample, "tcp://in valid:99999") == 2
-    assert "cannot connect" in caplog.text
+def test_an_unusable_endpoint_is_a_clear_error(caplog: pytest.LogCaptureFixture) -> None:
+    assert run(Sample, "tcp://in valid:1") == 2
+    assert "connect: 'in valid' in 'tcp://in valid:1' is no host name" in caplog.text
+
+
+@pytest.mark.parametrize("endpoint", ["ipc:///run/\udcff", "tcp://[::1]:5000", "tcp://localhost:1"])
+def test_endpoints_that_are_right(endpoint: str) -> None:
+    assert endpoint_problem(endpoint) is None
+
+
+async def test_over_tcp(agentd_over_tcp: Any, started: Any, make_event: Any) -> None:
+    agentd = agentd_over_tcp
+    started(Sample(), endpoint=agentd.endpoint)
+    for _ in range(2):
+        await agentd.accept()
+        assert (await agentd.ask(make_event("a"))).keys() == {"a"}
+        agentd.stop()
+        agentd.start()
+
+
+async def test_a_message_over_the_limit_begins_anew(
+    agentd: Any, started: Any, make_event: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(w, "MAX_MESSAGE_BYTES", 100_000)
+    started(Sample())
+    await agentd.accept()
+    before = agentd.peer
+    await agentd.send(w.EVENTS, [make_event("a")], b"x" * 60_000, b"x" * 60_000)
+    await agentd.accept(skip=(w.PING,))
+    assert agentd.peer != before
+    assert (await agentd.ask(make_event("b"))).keys() == {"b"}
+    assert "a message of more than 100000 bytes" in caplog.text
+
+
+class Upper(Agent):
+    def on_request_body_chunk(self, event: Any) -> Any:
+        assert type(event.body) is bytes
+        return Allow().replace_chunk(event.body.upper())
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 16_384, 70_000, 3_000_000])
+async def test_bodies_of_every_size_both_ways(agentd: Any, started: Any, size: int) -> None:
+    started(Upper())
+    await agentd.accept()
+    chunk = {"event_type": "request_body_chunk", "chunk_index": 0, "is_last": True, "correlation_id": "c"}
+    await agentd.send(w.EVENTS, [["a", 1000, chunk, 0], ["b", 1000, chunk, 1]], b"a" * size, b"b" * size)
+    got = {}
+    while len(got) < 2:
+        verdicts, *bodies = await agentd.expect(w.VERDICTS, (w.PING,))
+        got |= {call: bodies[n] for call, _, n in orjson.loads(verdicts)}
+    assert got == {"a": b"A" * size, "b": b"B" * size}
+
+
+async def test_every_frame_may_be_long(agentd: Any, started: Any, make_event: Any) -> None:
+    """One that came into memory of its own is no bytes, and an unhashable view: also where a verb should be."""
+    started(Sample())
+    await agentd.accept()
+    for message in (
+        [b"x" * 100_000],
+        [w.PING, b"y" * 100_000],
+        [w.CANCEL, b"z" * 100_000],
+        [w.CHALLENGE, bytes(99_999)],
+    ):
+        await agentd.send(*message)
+    assert await agentd.expect(w.PONG, (w.PING,)) == [b"y" * 100_000]
+    long_uri = "/" + "a" * 100_000
+    assert (await agentd.ask(make_event("a", long_uri))).keys() == {"a"}
 
 
 def test_reasons_for_no_connection(short_dir: str) -> None:

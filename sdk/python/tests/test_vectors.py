@@ -66,8 +66,6 @@ class Port:
             hello={"protocol": 2, "agent": "waf", "instance": "h1-4242", "events": ["request_headers"]},
             secret=secret,
             drain_deadline_s=30,
-            backoff_max_s=1,
-            jitter=lambda: 1.0,
         )
         self.talk.up(0.0)
 
@@ -95,7 +93,7 @@ class Port:
         self.talk.configured(epoch, given["config_version"], given.get("problem"))
 
     def unconfigured(self, frames: list[bytes]) -> None: ...
-    def reconnect(self, after_s: float) -> None: ...
+    def reconnect(self) -> None: ...
 
     def opened(self) -> None:
         self.session.opened(self.send, None)

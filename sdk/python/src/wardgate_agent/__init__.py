@@ -10,7 +10,7 @@
 
     $ python -m wardgate_agent my_agent:MyAgent --connect ipc:///run/wardgate/agents/v2
 
-An event's way: link.py (ZeroMQ) -> conversation.py (who we are, what state) -> dispatcher.py (decode,
+An event's way: link.py, zmtp/ (ZeroMQ's wire) -> conversation.py (who we are, what state) -> dispatcher.py (decode,
 view from events.py) -> your hook (agent.py) -> verdicts.py -> dispatcher.py -> link.py. runner.py holds
 them together, testing.py stands in for all but the hook.
 """

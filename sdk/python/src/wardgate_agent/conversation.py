@@ -22,6 +22,7 @@ import orjson
 
 from wardgate_agent import wire
 from wardgate_agent.session import Session
+from wardgate_agent.zmtp import Frame
 
 log = logging.getLogger("wardgate_agent")
 
@@ -62,6 +63,7 @@ TRANSITIONS: Final[dict[State, dict[Input, State]]] = {
     State.WAITING: {**_ANY_END, Input.RETRY: State.GREETING, Input.UP: State.WAITING},
     State.LEFT: {},
 }
+_READY: Final = State.READY  # looked at for every message; an Enum's members are slow to look up on CPython 3.11
 _WITH_SESSION: Final = frozenset((State.CONFIGURING, State.READY))
 
 EXIT_OK: Final = 0
@@ -73,12 +75,12 @@ class Port(Protocol):
     """What a conversation may do to the world."""
 
     def send(self, frames: list[bytes]) -> bool: ...
-    def reconnect(self, after_s: float) -> None: ...
+    def reconnect(self) -> None: ...
     def opened(self) -> None: ...
     def configure(self, raw: dict[str, Any], epoch: int) -> None: ...
-    def events(self, frames: list[bytes]) -> None: ...
-    def unconfigured(self, frames: list[bytes]) -> None: ...
-    def cancel(self, frames: list[bytes]) -> None: ...
+    def events(self, frames: list[Frame]) -> None: ...
+    def unconfigured(self, frames: list[Frame]) -> None: ...
+    def cancel(self, frames: list[Frame]) -> None: ...
     def lost(self) -> None: ...
     def in_flight(self) -> int: ...
     def stop(self, exit_code: int, reason: str) -> None: ...
@@ -95,8 +97,6 @@ class Conversation:
         hello: dict[str, Any],
         secret: bytes | None,
         drain_deadline_s: float,
-        backoff_max_s: float,
-        jitter: "Jitter",
     ) -> None:
         self.state = State.AWAY
         self._port = port
@@ -106,9 +106,6 @@ class Conversation:
         self._instance: str = hello["instance"]
         self._secret = secret
         self._drain_deadline_s = drain_deadline_s
-        self._backoff_max_s = backoff_max_s
-        self._jitter = jitter
-        self._backoff_s = wire.BACKOFF_S
         self._heartbeat_s = wire.HEARTBEAT_MS / 1000
         self._is_up = False
         self._hello_at = 0.0  # when to say HELLO (again)
@@ -139,7 +136,7 @@ class Conversation:
             self._greet(now_s)
 
     def down(self, now_s: float) -> None:
-        """The connection is gone; ZeroMQ makes the next one."""
+        """The connection is gone; the link makes the next one."""
         if self.state is State.LEFT or not self._is_up:
             return
         self._is_up = False
@@ -149,36 +146,40 @@ class Conversation:
         if self.is_leaving:
             self._finish("the connection is gone")
 
-    def received(self, frames: list[bytes], now_s: float) -> None:
+    def heard(self, now_s: float) -> None:
+        """Something came, be it a part of a message: a sign of life."""
+        self._heard_at = now_s
+
+    def received(self, frames: list[Frame], now_s: float) -> None:
         """One message, whatever it is."""
         self._heard_at = now_s
-        verb = frames[0]
-        if verb == wire.EVENTS and self.state is State.READY:
+        if frames[0] == wire.EVENTS and self.state is _READY:
             self._port.events(frames)
             return
+        verb = frames[0]
         handler = _HANDLERS.get(verb)
         if handler is None or self.state is State.LEFT:
             self._ignore(verb)
         else:
             handler(self, frames, now_s)
 
-    def _on_events(self, frames: list[bytes], now_s: float) -> None:
+    def _on_events(self, frames: list[Frame], now_s: float) -> None:
         if self.state is State.CONFIGURING:
             self._port.unconfigured(frames)
         else:
             self._ignore(frames[0])
 
-    def _on_cancel(self, frames: list[bytes], now_s: float) -> None:
+    def _on_cancel(self, frames: list[Frame], now_s: float) -> None:
         if self.state in _WITH_SESSION:
             self._port.cancel(frames)
 
-    def _on_ping(self, frames: list[bytes], now_s: float) -> None:
-        self._port.send([wire.PONG, *frames[1:]])
+    def _on_ping(self, frames: list[Frame], now_s: float) -> None:
+        self._port.send([wire.PONG, *map(bytes, frames[1:])])
 
-    def _on_pong(self, frames: list[bytes], now_s: float) -> None:
+    def _on_pong(self, frames: list[Frame], now_s: float) -> None:
         pass  # hearing it is what it is for
 
-    def _on_challenge(self, frames: list[bytes], now_s: float) -> None:
+    def _on_challenge(self, frames: list[Frame], now_s: float) -> None:
         if self.state in (State.AWAY, State.WAITING) or len(frames) != 2 or len(frames[1]) != wire.NONCE_BYTES:
             self._ignore(frames[0])
         elif self._secret is None:
@@ -188,7 +189,7 @@ class Conversation:
             if self.state is State.GREETING:
                 self._enter(Input.CHALLENGE)
 
-    def _on_welcome(self, frames: list[bytes], now_s: float) -> None:
+    def _on_welcome(self, frames: list[Frame], now_s: float) -> None:
         welcome = wire.json_object(frames)
         if welcome is None or self.state in (State.AWAY, State.WAITING):
             self._ignore(frames[0])
@@ -204,7 +205,6 @@ class Conversation:
             self._end(EXIT_CONFIG, f"agentd welcomed {self._agent} without asking for the secret it has: not trusted")
             return
         self._enter(Input.WELCOME)
-        self._backoff_s = wire.BACKOFF_S
         self._epoch += 1
         log.info("welcomed as %s, instance %s, session %s", self._agent, self._instance, welcome.get("session"))
         self._port.opened()
@@ -213,7 +213,7 @@ class Conversation:
         if self.is_leaving:
             self._say_drain(now_s)
 
-    def _on_refuse(self, frames: list[bytes], now_s: float) -> None:
+    def _on_refuse(self, frames: list[Frame], now_s: float) -> None:
         refusal = wire.json_object(frames) or {}
         code, reason = refusal.get("code"), refusal.get("reason")
         if code == "hello_first":
@@ -236,17 +236,17 @@ class Conversation:
         self._later(max(retry_ms or 0, int(wire.BACKOFF_S * 1000)) / 1000, now_s)
         log.warning("%s; trying again in %.1f s", text, self._hello_at - now_s)
 
-    def _on_config(self, frames: list[bytes], now_s: float) -> None:
+    def _on_config(self, frames: list[Frame], now_s: float) -> None:
         config = wire.json_object(frames)
         if self.state not in _WITH_SESSION or config is None:
             self._ignore(frames[0])
         else:
             self._port.configure(config, self._epoch)
 
-    def _on_drain(self, frames: list[bytes], now_s: float) -> None:
+    def _on_drain(self, frames: list[Frame], now_s: float) -> None:
         log.info("agentd drains this instance: no new requests")
 
-    def _on_bye(self, frames: list[bytes], now_s: float) -> None:
+    def _on_bye(self, frames: list[Frame], now_s: float) -> None:
         if self.state not in _WITH_SESSION:
             self._ignore(frames[0])
         elif self.is_leaving:
@@ -324,8 +324,7 @@ class Conversation:
             if self.is_leaving:
                 self._finish("agentd is silent")
                 return
-            self._port.reconnect(self._backoff_s * self._jitter())
-            self._backoff_s = min(self._backoff_s * 2, self._backoff_max_s)
+            self._port.reconnect()
         elif (
             silent_s >= self._heartbeat_s
             and now_s - self._pinged_at >= self._heartbeat_s
@@ -408,12 +407,6 @@ class Conversation:
     def _ignore(self, verb: bytes) -> None:
         self.ignored += 1
         log.debug("ignored %r in state %s", verb[:32], self.state.value)
-
-
-class Jitter(Protocol):
-    """A factor around one half to one, so that a thousand agents do not come back in step."""
-
-    def __call__(self) -> float: ...
 
 
 _HANDLERS: Final = {

@@ -7,8 +7,9 @@ A batch is decoded once and answered in one message; the verdict of a sync hook 
 a constant verdict no encoding. Every way in which a hook can fail ends in an explicit error, never in
 an allow and never in silence. No sockets here: `send` is given.
 
-Measured 2026-11, head event of 570 bytes in batches of 64: 3.3 us with a constant verdict (1.4 of them
-orjson.loads), 6.0 with one made for the event, 10 in an async hook (17 alone): a task.
+Measured 2026-11, head event of 560 bytes in batches of 64: 2.1 us with a constant verdict (1.5 of them
+orjson.loads), 0.4 more with a look at a header, 4.0 with a verdict made for the event, 9 in an async hook
+(16 alone): a task.
 
 Kind: IO (owns the tasks of async hooks).
 """
@@ -17,7 +18,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -27,10 +28,12 @@ from wardgate_agent.agent import HOOKS, Agent, Hook
 from wardgate_agent.events import Event
 from wardgate_agent.fields import MalformedEvent
 from wardgate_agent.throttle import Throttle
-from wardgate_agent.verdicts import AgentError, HttpVerdict, Unfit, encode, error_fragment
+from wardgate_agent.verdicts import AgentError, Unfit, Verdict, encode, error_fragment
+from wardgate_agent.zmtp import Frame
 
 log = logging.getLogger("wardgate_agent")
 
+_EVENTS_A_LOOK = 16  # at the clock, while hooks are fast
 _Row = tuple[type[Event], Callable[[Any], Any], bool, Hook]
 
 
@@ -73,6 +76,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[Any]] = set()  # until they are really over
         self._waiting: dict[str, _Waiting] = {}
         self._throttle = Throttle()
+        self._step = 1  # so many events between two looks at the clock: fewer where hooks are slow
         self.handled = 0
         self.errors = 0  # answered with an error
         self.unreadable = 0  # entries without a usable call id, messages that are no EVENTS
@@ -83,24 +87,43 @@ class Dispatcher:
         """Async hooks running or waiting to run."""
         return len(self._tasks) + len(self._waiting)
 
-    @property
-    def has_output(self) -> bool:
-        return bool(self._out)
-
     # --- in ---------------------------------------------------------------------------------------
 
-    def events(self, frames: list[bytes]) -> None:
+    def events(self, frames: Sequence[Frame]) -> None:
         """One EVENTS message. Sync verdicts are in `_out` afterwards; the caller flushes when it has read all."""
         batch = wire.json_array(frames)
         if batch is None:
             self._unreadable("EVENTS without an array")
             return
+        count = len(batch)
+        self.handled += count
+        if count == 1:
+            self._handle(batch, frames)
+            return
+        flush_at = time.monotonic() + wire.FLUSH_AFTER_S
+        start = 0
+        while start < count:
+            step = self._step
+            self._handle(batch[start : start + step], frames)
+            start += step
+            if time.monotonic() > flush_at:
+                self.flush()
+                flush_at = time.monotonic() + wire.FLUSH_AFTER_S
+                self._step = 1
+            elif step < _EVENTS_A_LOOK:
+                self._step = 2 * step
+
+    def _handle(self, batch: list[Any], frames: Sequence[Frame]) -> None:
         rows = self._rows
         add = self._out.append
-        flush_at = time.monotonic() + wire.FLUSH_AFTER_S
         for entry in batch:
             try:
-                call, budget_ms, raw = entry[0], entry[1], entry[2]
+                if len(entry) == 3:
+                    call, budget_ms, raw = entry
+                    body = b""
+                else:
+                    call, budget_ms, raw = entry[0], entry[1], entry[2]
+                    body = frames[2 + _index(entry[3])]
                 if type(call) is not str:
                     raise MalformedEvent("the call id is no string")
                 row = rows.get(raw["event_type"])
@@ -108,7 +131,7 @@ class Dispatcher:
                     self._refuse(call, "unsupported", f"no event {raw['event_type']!r} here")
                     continue
                 view_class, hook, is_http, about = row
-                view = view_class(raw, b"" if len(entry) == 3 else frames[2 + _index(entry[3])], budget_ms)
+                view = view_class(raw, body, budget_ms)
             except (MalformedEvent, LookupError, TypeError, ValueError) as error:
                 self._malformed(entry, error)
                 continue
@@ -119,24 +142,23 @@ class Dispatcher:
             except BaseException as error:  # CancelledError too: whatever a hook raises must not end in silence
                 self._raised(call, about, view, error)
                 continue
-            if is_http and isinstance(result, HttpVerdict) and (fragment := result._fragment) is not None:
-                add((call, fragment))
-            elif inspect.isawaitable(result):
+            if isinstance(result, Verdict):
+                if is_http and (fragment := result._fragment) is not None:
+                    add((call, fragment))
+                else:
+                    self._answer(call, about, view, result)
+            elif result is not None and inspect.isawaitable(result):
                 self._begin(call, about, view, result)
             else:
                 self._answer(call, about, view, result)
-            if time.monotonic() > flush_at:
-                self.flush()
-                flush_at = time.monotonic() + wire.FLUSH_AFTER_S
-        self.handled += len(batch)
 
-    def refuse(self, frames: list[bytes], code: str, message: str) -> None:
+    def refuse(self, frames: Sequence[Frame], code: str, message: str) -> None:
         """Answer every event of a message with an error, without asking a hook."""
         for entry in wire.json_array(frames) or ():
             if isinstance(entry, list) and entry and isinstance(entry[0], str):
                 self._refuse(entry[0], code, message)
 
-    def cancel(self, frames: list[bytes]) -> None:
+    def cancel(self, frames: Sequence[Frame]) -> None:
         """CANCEL: nobody waits for these any more; their hooks see CancelledError and nothing is answered."""
         batch = wire.json_array(frames)
         if batch is None:

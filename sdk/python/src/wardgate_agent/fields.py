@@ -54,7 +54,12 @@ class Headers(Mapping[str, str]):
                 yield name, value
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self._values(name))
+        if not isinstance(name, str):
+            return False
+        raw = self.raw
+        if name not in raw and name.lower() not in raw:
+            return False
+        return bool(self._values(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

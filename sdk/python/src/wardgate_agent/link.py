@@ -1,35 +1,32 @@
-"""The connection to agentd: a raw DEALER on the event loop, and its monitor.
+"""The connection to agentd: a DEALER of ZMTP (zmtp/) on the event loop, made again for ever.
 
-A ZeroMQ socket's FD is edge-triggered: what arrives while we send is never announced. So the socket is
-read until it says EAGAIN, after sending as well, with a bound per wake-up after which the loop turns.
-IMMEDIATE keeps messages from waiting for a later agentd; ZeroMQ itself connects again, with back-off.
-No routing id is ever set: agentd names its peers.
+    dial --connected--> handshake --READY--> open        `on_up`, messages; the end: `on_down`
+      ^---- back-off ----/--------------------/          the wait doubles until `settle`
+
+A unix socket connects at once or not at all, so only tcp:// needs a task. One timer: back-off, or the handshake's
+deadline. No routing id is ever set: agentd names its peers.
 
 Kind: IO.
 """
 
 import asyncio
 import os
+import random
+import socket
 import stat
-import struct
-from collections.abc import Callable
-
-import zmq
+from collections.abc import Callable, Sequence
 
 from wardgate_agent import wire
+from wardgate_agent.zmtp import Buffer, Connection, Frame, Turn
 
-_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-_EVENT = struct.Struct("=hi")
-# As plain numbers: a look-up in an Enum costs ten times as much on CPython 3.11.
-_NOBLOCK, _SNDMORE, _EVENTS, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
+_FAREWELL_LOOK_S = 0.005  # how often what was said last is looked after
 
 
 class Link:
-    """One connection, made again by ZeroMQ whenever it is lost.
+    """One connection, made again whenever it is lost.
 
-    `on_message(frames)` for every message; `on_read()` when all were read, to send what they led to: it
-    answers True if it sent something, so that the socket must be read again. `on_up`, `on_down`: the
-    connection is there, is gone.
+    `on_message(connection, frames)` for every message, inside of `turn`: its `end` is the time to send what they
+    led to. `on_up()`: the connection is there; `on_down(reason)`: it is gone.
     """
 
     def __init__(
@@ -37,172 +34,203 @@ class Link:
         endpoint: str,
         loop: asyncio.AbstractEventLoop,
         *,
-        on_message: Callable[[list[bytes]], None],
-        on_read: Callable[[], bool],
+        on_message: Callable[[Connection, list[Frame]], None],
         on_up: Callable[[], None],
-        on_down: Callable[[], None],
+        on_down: Callable[[str], None],
+        turn: Turn,
         backoff_max_s: float,
     ) -> None:
         self.endpoint = endpoint
+        self.trouble = ""  # why the last attempt came to nothing
         self._loop = loop
         self._on_message = on_message
-        self._on_read = on_read
         self._on_up = on_up
         self._on_down = on_down
-        self._backoff_max_ms = int(backoff_max_s * 1000)
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._fd = self._monitor_fd = -1
-        self._is_armed = False
+        self._turn = turn
+        self._backoff_s = wire.BACKOFF_S
+        self._backoff_max_s = backoff_max_s
+        self._connection: Connection | None = None
+        self._is_up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._dialling: asyncio.Task[None] | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._socket is not None
+        """Both sides have said READY."""
+        return self._is_up
 
     def open(self) -> None:
-        """Make a socket and begin to connect; it goes on for ever."""
-        socket = self._context.socket(zmq.DEALER)
-        try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.IMMEDIATE, 1)
-            socket.setsockopt(zmq.SNDHWM, wire.HWM_MESSAGES)
-            socket.setsockopt(zmq.RCVHWM, wire.HWM_MESSAGES)
-            socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-            socket.setsockopt(zmq.RECONNECT_IVL, int(wire.BACKOFF_S * 1000))
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, self._backoff_max_ms)
-            socket.setsockopt(zmq.HANDSHAKE_IVL, 2_000)
-            monitor = socket.get_monitor_socket(_WATCHED)  # before connect: an I/O thread does that
-        except zmq.ZMQError:
-            socket.close(0)
-            raise
-        try:
-            socket.connect(self.endpoint)
-        except zmq.ZMQError:
-            socket.disable_monitor()
-            monitor.close(0)
-            socket.close(0)
-            raise
-        self._socket, self._monitor = socket, monitor
-        self._fd, self._monitor_fd = int(socket.fileno()), int(monitor.fileno())
-        self._loop.add_reader(self._fd, self.drain)
-        self._loop.add_reader(self._monitor_fd, self._watch)
-        self._loop.call_soon(self._watch)
-        self._rearm()
+        """Begin to connect; it goes on for ever."""
+        if self.endpoint.startswith("tcp"):
+            self._dialling = self._loop.create_task(self._dial_tcp())
+        else:
+            self._dial_unix()
 
     def close(self) -> None:
-        """Close the socket; what it had not sent yet is dropped."""
-        if self._socket is not None and self._monitor is not None:
-            self._loop.remove_reader(self._fd)
-            self._loop.remove_reader(self._monitor_fd)
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
-            self._socket = self._monitor = None
+        """End the connection, or the attempts at one. What was not sent yet is dropped."""
+        self._is_up = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def farewell(self, wait_s: float) -> None:
-        """Close, giving ZeroMQ so long to write what was said last."""
-        if self._socket is not None:
-            self._socket.setsockopt(zmq.LINGER, int(wait_s * 1000))
-            self._loop.remove_reader(self._fd)
-            if self._monitor is not None:
-                self._loop.remove_reader(self._monitor_fd)
-                self._socket.disable_monitor()
-                self._monitor.close(0)
-            self._socket.close()
-            self._socket = self._monitor = None
-        self._context.term()
+    def reconnect(self) -> None:
+        """This connection is of no use: make another one, after the back-off. It is not announced by `on_down`."""
+        self.close()
+        self._retry()
 
-    def send(self, frames: list[bytes]) -> bool:
-        """True if ZeroMQ took the message whole; False without a connection or at the high-water mark."""
-        socket = self._socket
-        if socket is None:
-            return False
+    def settle(self) -> None:
+        """This is whom we want to talk to: after the next loss the back-off begins anew."""
+        self._backoff_s = wire.BACKOFF_S
+
+    async def farewell(self, wait_s: float) -> None:
+        """Close, giving what was said last so long to leave."""
+        deadline_s = self._loop.time() + wait_s
+        while self._has_unsent() and self._loop.time() < deadline_s:  # noqa: ASYNC110 - nobody tells when it has left
+            await asyncio.sleep(_FAREWELL_LOOK_S)
+        self.close()
+
+    def _has_unsent(self) -> bool:
+        return self._connection is not None and self._connection.unsent_bytes > 0
+
+    def send(self, frames: Sequence[Buffer]) -> bool:
+        """True if the message is on its way whole; False without a connection, or to a peer that does not read."""
+        connection = self._connection
+        return connection is not None and connection.send(frames)
+
+    def drain(self) -> bool:
+        """Read what has come already; whether there was something."""
+        return self._connection is not None and self._connection.read()
+
+    # --- connecting -------------------------------------------------------------------------------
+
+    def _dial_unix(self) -> None:
         try:
-            if len(frames) == 2:
-                socket.send(frames[0], _NOBLOCK | _SNDMORE)
-                socket.send(frames[1], _NOBLOCK)
-            else:
-                socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError:
-            return False
-        finally:
-            self._rearm()
-        return True
-
-    def drain(self) -> None:
-        """Read up to DRAIN_MESSAGES messages, then let the loop turn."""
-        self._is_armed = True  # what is sent from here is followed by a read anyway
-        is_empty = False
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._failed(str(error.strerror))
+            return
         try:
-            is_empty = self._read()
-        finally:
-            self._is_armed = False
-            if not is_empty:  # the bound was reached, or one message's fault must not leave the rest unread
-                self._rearm()
+            made.connect(self.endpoint.removeprefix("ipc://"))
+        except OSError as error:
+            made.close()
+            is_full = isinstance(error, BlockingIOError)  # the backlog
+            self._failed("agentd does not take new connections" if is_full else why_unreachable(self.endpoint))
+            return
+        self._shake_hands(made)
 
-    def _read(self) -> bool:
-        left = wire.DRAIN_MESSAGES
-        is_likely = True  # somebody has said that there is a message
-        while (socket := self._socket) is not None:
-            # Asking before the next one: 1.3 us, where the exception for an empty socket costs 3.5; and frames say by
-            # themselves whether more follow (pyzmq 27.3, 2026-11).
-            is_there = is_likely or int(socket.getsockopt(_EVENTS)) & _POLLIN
-            is_likely = False
-            frames = _receive(socket) if is_there else None
-            if frames is None:
-                if not self._on_read():
-                    return True
-                continue
-            self._on_message(frames)
-            left -= 1
-            if not left:
-                self._on_read()
-                return False
-        return True
+    async def _dial_tcp(self) -> None:
+        host, _, port = self.endpoint.removeprefix("tcp://").rpartition(":")
+        try:
+            async with asyncio.timeout(wire.CONNECT_TCP_S):
+                made = await self._connected(host.strip("[]"), int(port))
+        except (OSError, UnicodeError) as error:  # TimeoutError is the former, a strange host name the latter
+            self._dialling = None
+            self._failed(f"{str(error) or 'no answer'}: {why_unreachable(self.endpoint)}")
+            return
+        self._dialling = None
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._shake_hands(made)
 
-    def _rearm(self) -> None:
-        if not self._is_armed and self._socket is not None:
-            self._is_armed = True
-            self._loop.call_soon(self.drain)
-
-    def _watch(self) -> None:
-        while (monitor := self._monitor) is not None:
+    async def _connected(self, host: str, port: int) -> socket.socket:
+        """A connection to the first of the host's addresses that takes one."""
+        failure = OSError(0, "the host has no address")
+        for family, kind, number, _, address in await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             try:
-                event, _ = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
-            except zmq.ZMQError:
-                return
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                if self._socket is not None:
-                    self._socket.getsockopt(zmq.EVENTS)  # takes up the new pipe, so that a send finds it
-                self._on_up()
-            else:
-                self._on_down()
+                made = socket.socket(family, kind | socket.SOCK_NONBLOCK, number)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                await self._loop.sock_connect(made, address)
+                return made
+            except OSError as error:
+                made.close()
+                failure = error
+            except BaseException:
+                made.close()
+                raise
+        raise failure
 
+    def _shake_hands(self, made: socket.socket) -> None:
+        try:
+            self._connection = Connection(
+                made,
+                self._loop,
+                b"DEALER",
+                on_message=self._on_message,
+                on_closed=self._closed,
+                on_open=self._opened,
+                max_bytes=wire.MAX_MESSAGE_BYTES,
+                max_frames=wire.MAX_BODIES + 2,
+                max_unsent=wire.MAX_UNSENT_BYTES,
+                turn=self._turn,
+            )
+        except OSError as error:
+            made.close()
+            self._failed(str(error.strerror))
+            return
+        self._timer = self._loop.call_later(wire.HANDSHAKE_S, self._too_late)
 
-def _receive(socket: "zmq.Socket[bytes]") -> list[bytes] | None:
-    frames = []
-    more = True
-    try:
-        while more:
-            frame = socket.recv(_NOBLOCK, False)
-            frames.append(frame.bytes)
-            more = frame.more
-    except zmq.Again:
-        return None
-    return frames
+    def _opened(self, connection: Connection) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._is_up = True
+        self.trouble = ""
+        self._on_up()
+
+    def _too_late(self) -> None:
+        self._timer = None
+        self.drain()  # a loop that was held up has not seen the answer yet
+        if self._connection is not None and not self._is_up:
+            self.close()
+            self._failed("there is no answer to the ZMTP handshake")
+
+    def _closed(self, connection: Connection, reason: str) -> None:
+        was_up = self._is_up
+        self.close()
+        self._retry()
+        if was_up:
+            self._on_down(reason)
+        else:
+            self.trouble = f"{reason} in the handshake (agentd's log says why)"
+
+    def _failed(self, trouble: str) -> None:
+        self.trouble = trouble
+        self._retry()
+
+    def _retry(self) -> None:
+        self._timer = self._loop.call_later(self._backoff_s * random.uniform(0.5, 1.0), self._again)  # noqa: S311
+        self._backoff_s = min(self._backoff_s * 2, self._backoff_max_s)
+
+    def _again(self) -> None:
+        self._timer = None
+        self.open()
 
 
 def endpoint_problem(endpoint: str) -> str | None:
     """Why nobody could ever connect to this endpoint; None if it looks right."""
     scheme, separator, rest = endpoint.partition("://")
-    if not separator or scheme not in ("ipc", "tcp") or not rest:
+    if not separator or scheme not in ("ipc", "tcp") or not rest or "\0" in rest:
         return f"{endpoint!r} is not ipc://PATH or tcp://HOST:PORT"
-    if scheme == "ipc" and len(rest.encode()) > wire.SUN_PATH_MAX:
+    if scheme == "ipc" and len(os.fsencode(rest)) > wire.SUN_PATH_MAX:
         return f"the path in {endpoint!r} is longer than {wire.SUN_PATH_MAX} bytes, the limit of unix sockets"
     host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and not (host and port.isdigit()):
-        return f"{endpoint!r} has no host or no port"
+    if scheme == "tcp":
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+            return f"{endpoint!r} has no host or no port"
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            return f"{host!r} in {endpoint!r} is no host name"
+        if len(host.split()) != 1:
+            return f"{host!r} in {endpoint!r} is no host name"
     return None
 
 

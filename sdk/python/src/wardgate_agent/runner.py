@@ -11,7 +11,6 @@ import importlib
 import inspect
 import logging
 import os
-import random
 import re
 import secrets
 import signal
@@ -21,15 +20,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import zmq
-
 from wardgate_agent import wire
 from wardgate_agent.agent import Agent, kebab, wanted_events
 from wardgate_agent.conversation import EXIT_CONFIG, EXIT_OK, Conversation
 from wardgate_agent.dispatcher import Dispatcher
 from wardgate_agent.events import Configure
-from wardgate_agent.link import Link, endpoint_problem, why_unreachable
+from wardgate_agent.link import Link, endpoint_problem
 from wardgate_agent.verdicts import AgentError
+from wardgate_agent.zmtp import Connection, Frame
 
 log = logging.getLogger("wardgate_agent")
 _INSTANCE = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -128,31 +126,29 @@ class Runner:
         loop = self._loop = asyncio.get_running_loop()
         self._stopped = loop.create_future()
         options = self._options
-        backoff_max_s = wire.BACKOFF_MAX_TCP_S if options.connect.startswith("tcp") else wire.BACKOFF_MAX_S
+        self._link = Link(
+            options.connect,
+            loop,
+            on_message=self._on_message,
+            on_up=self._on_up,
+            on_down=self._on_down,
+            turn=self,
+            backoff_max_s=wire.BACKOFF_MAX_TCP_S if options.connect.startswith("tcp") else wire.BACKOFF_MAX_S,
+        )
         self.dispatcher = Dispatcher(
             self.agent,
             max_concurrency=options.max_concurrency,
-            send=self.send,
+            send=self._link.send,
             wake=self._flush_soon,
             idle=self._on_idle,
         )
+        self.events = self.dispatcher.events
         self.conversation = Conversation(
             self,
             self.session,
             hello=self._hello,
             secret=self._secret,
             drain_deadline_s=options.drain_deadline_s,
-            backoff_max_s=backoff_max_s,
-            jitter=lambda: random.uniform(0.5, 1.0),  # noqa: S311
-        )
-        self._link = Link(
-            options.connect,
-            loop,
-            on_message=self._on_message,
-            on_read=self._on_read,
-            on_up=self._on_up,
-            on_down=self._on_down,
-            backoff_max_s=backoff_max_s,
         )
         signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
         for number in signals:
@@ -173,7 +169,7 @@ class Runner:
                 self._config_task.cancel()
                 await asyncio.wait([self._config_task], timeout=1.0)
             await self.dispatcher.stop()
-            self._link.farewell(_FAREWELL_S if exit_code == EXIT_OK else 0)
+            await self._link.farewell(_FAREWELL_S if exit_code == EXIT_OK else 0)
         return exit_code
 
     def leave(self) -> None:
@@ -184,17 +180,15 @@ class Runner:
 
     # --- the link's side --------------------------------------------------------------------------
 
-    def _on_message(self, frames: list[bytes]) -> None:
-        if len(frames) > 2 and sum(map(len, frames)) > wire.MAX_MESSAGE_BYTES:
-            log.error("a message of more than %d bytes was dropped", wire.MAX_MESSAGE_BYTES)
-            return
+    def _on_message(self, connection: Connection, frames: list[Frame]) -> None:
         self.conversation.received(frames, time.monotonic())
 
-    def _on_read(self) -> bool:
-        if self.dispatcher.has_output:
-            self.dispatcher.flush()
-            return True
-        return False
+    def begin(self) -> None:
+        """Messages begin to be handled."""
+
+    def end(self) -> None:
+        """They were handled: what they led to leaves now, together."""
+        self.dispatcher.flush()
 
     def _on_up(self) -> None:
         self._away_since_s = None
@@ -202,15 +196,18 @@ class Runner:
         self.conversation.up(time.monotonic())
         self._tick()
 
-    def _on_down(self) -> None:
+    def _on_down(self, reason: str) -> None:
         if self._away_since_s is None:
             self._away_since_s = time.monotonic()
-            log.warning("the connection to agentd is gone; connecting again")
+            log.warning("the connection to agentd is gone (%s); connecting again", reason)
         self.conversation.down(time.monotonic())
         self._tick()
 
     def _flush_soon(self) -> None:
-        if not self._is_flushing:
+        """An async hook has ended: its verdict waits a turn of the loop for those that end together with it."""
+        if not self.dispatcher.in_flight:
+            self.dispatcher.flush()
+        elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
 
@@ -231,12 +228,13 @@ class Runner:
         now_s = time.monotonic()
         if self._away_since_s is not None and now_s - self._away_since_s >= _AWAY_NOTE_S:
             self._away_since_s = float("inf")  # once per outage
-            log.warning("no connection to %s: %s", self._options.connect, why_unreachable(self._options.connect))
+            log.warning("no connection to %s: %s", self._link.endpoint, self._link.trouble or "no answer yet")
         due_s = self.conversation.tick(now_s)
         self._timer = self._loop.call_later(max(0.0, due_s - now_s), self._on_time)
 
     def _on_time(self) -> None:
-        self._link.drain()  # a loop that a slow hook held up must not take what it did not read for silence
+        if self._link.drain():  # a loop that a slow hook held up must not take what it did not read for silence
+            self.conversation.heard(time.monotonic())
         self._tick()
 
     # --- conversation.Port ------------------------------------------------------------------------
@@ -244,26 +242,19 @@ class Runner:
     def send(self, frames: list[bytes]) -> bool:
         return self._link.send(frames)
 
-    def reconnect(self, after_s: float) -> None:
-        self._link.close()
+    def reconnect(self) -> None:
         self._away_since_s = time.monotonic()
-        self._loop.call_later(after_s, self._reopen)
-
-    def _reopen(self) -> None:
-        if self._stopped is not None and not self._stopped.done() and not self._link.is_open:
-            self._link.open()
+        self._link.reconnect()
 
     def opened(self) -> None:
+        self._link.settle()
         self.session.opened(self.send, self._loop.call_soon_threadsafe)
-        self._loop.call_soon(self._tick)  # there is another heartbeat now
+        self._loop.call_soon(self._on_time)  # there is another heartbeat now
 
-    def events(self, frames: list[bytes]) -> None:
-        self.dispatcher.events(frames)
-
-    def unconfigured(self, frames: list[bytes]) -> None:
+    def unconfigured(self, frames: list[Frame]) -> None:
         self.dispatcher.refuse(frames, "not_configured", "no configuration was accepted yet")
 
-    def cancel(self, frames: list[bytes]) -> None:
+    def cancel(self, frames: list[Frame]) -> None:
         self.dispatcher.cancel(frames)
 
     def lost(self) -> None:
@@ -335,7 +326,7 @@ class Runner:
             log.error("%s", problem)
         if self.conversation.configured(epoch, configure.config_version, problem) and problem is None:
             self.session.configuration = configure
-            self._loop.call_soon(self._tick)  # metrics may go
+            self._loop.call_soon(self._on_time)  # metrics may go
             log.info("configured, version %s", str(configure.config_version)[:100])
 
 
@@ -361,8 +352,4 @@ def run(agent: Agent | type[Agent], connect: str = wire.DEFAULT_ENDPOINT, **opti
         log.error("%s", error)
         return EXIT_CONFIG
     with asyncio.Runner(loop_factory=new_event_loop()) as loop:
-        try:
-            return loop.run(runner.serve(handle_signals=True))
-        except zmq.ZMQError as error:
-            log.error("cannot connect to %s: %s", connect, error.strerror)
-            return EXIT_CONFIG
+        return loop.run(runner.serve(handle_signals=True))

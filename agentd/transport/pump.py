@@ -13,18 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from shared.defaults import DRAIN_MESSAGES
+from shared.turn import CallsSoon, Turn
 
 # Of zmq, which this package may not import.
+REPLY_FRAMES_MAX = 16  # the delimiter, the JSON, and what makes clear that it is wrong
 _NOBLOCK = 1
 _SNDMORE = 2
 _EVENTS = 15
 _POLLIN = 1
-
-
-class CallsSoon(Protocol):
-    """Of a loop, what it takes to put something off to its next turn."""
-
-    def call_soon(self, callback: Callable[[], None]) -> Any: ...
 
 
 class _Loop(CallsSoon, Protocol):
@@ -51,58 +47,21 @@ def receive_bytes(socket: Any) -> Callable[[], list[Any]]:
     return receive
 
 
-def receive_frames(socket: Any) -> Callable[[], list[Any]]:
-    """Takes a message off the socket as zmq.Frame objects, for Peer-Address and uncopied bodies."""
+def receive_reply(socket: Any) -> Callable[[], list[Any]]:
+    """Takes a v1 agent's message as bytes: all of it, or REPLY_FRAMES_MAX frames of one that has more; its socket has
+    to be closed then."""
     recv = socket.recv
 
     def receive() -> list[Any]:
-        frames = []
-        while True:
+        frames: list[Any] = []
+        for _ in range(REPLY_FRAMES_MAX):
             frame = recv(_NOBLOCK, False)
-            frames.append(frame)
+            frames.append(frame.bytes)
             if not frame.more:
-                return frames
+                break
+        return frames
 
     return receive
-
-
-class Turn:
-    """Runs what is due at the end of the work at hand: of a drain where one is going on, else in the loop's next turn.
-
-    One per loop. What a drain's messages lead to leaves together, without a turn of its own (5 us and two system
-    calls on every hop of a lone request, 2026-11).
-    """
-
-    __slots__ = ("_due", "_is_draining", "_loop")
-
-    def __init__(self, loop: CallsSoon) -> None:
-        self._loop = loop
-        self._due: list[Callable[[], None]] = []
-        self._is_draining = False
-
-    def at_end(self, callback: Callable[[], None]) -> None:
-        """Call it once, soon."""
-        if self._is_draining:
-            self._due.append(callback)
-        else:
-            self._loop.call_soon(callback)
-
-    def begin(self) -> None:
-        """A drain begins."""
-        self._is_draining = True
-
-    def end(self) -> None:
-        """It has ended. A callback that fails leaves none of the others out."""
-        self._is_draining = False
-        due, self._due = self._due, []
-        while due:
-            callback = due.pop(0)
-            try:
-                callback()
-            except BaseException:
-                for rest in due:
-                    self._loop.call_soon(rest)
-                raise
 
 
 class Pump:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import zmq
 
+from agentd.transport.pump import Pump
 from shared.defaults import DRAIN_MESSAGES
-from shared.pump import Pump, Turn
+from shared.turn import Turn
 from tests.support import until
 
 
