@@ -234,8 +234,7 @@ class Daemon:
 
     def _accounted_bytes(self) -> int:
         """Of what agentd holds: bodies, twice (as they came, and on their way out), and what others do not read."""
-        unsent = self._ingress.all_unsent_bytes if hasattr(self, "_ingress") else 0
-        return 2 * self._dispatcher.body_bytes + self._v2.unsent_bytes + unsent
+        return 2 * self._dispatcher.body_bytes + self._v2.unsent_bytes + self._ingress.all_unsent_bytes
 
     def _announce(self, tcp: list[socket.socket], stack: contextlib.ExitStack) -> None:
         """The addresses as bound: port 0 of the configuration is a real one here."""

@@ -41,6 +41,7 @@ from shared.defaults import (
     HOP_MAX_FRAMES,
     HOP_MAX_MESSAGE_BYTES,
     HOP_OUTSTANDING_BYTES,
+    HOP_OWED_MAX,
     HOP_PENDING_MAX,
     HOP_UNSENT_BYTES,
 )
@@ -88,7 +89,6 @@ from shared.wire.envelope import (
 )
 from shared.zmtp import Connection, Frame
 
-_OWED_MAX: Final = 65_536  # of some 14 bytes
 _BODIES_MAX = HOP_MAX_FRAMES - 1  # of one message
 # A look-up in an Enum costs ten times that of a global (2026-11).
 _EVENT, _DECISION = int(RecordType.EVENT), int(RecordType.DECISION)
@@ -159,7 +159,7 @@ class Dispatch(Hop):
         self._next_event = 0
         self._out: list[bytes] = []
         self._first = 1  # event of this tick's message
-        self._owed: deque[bytes] = deque(maxlen=_OWED_MAX)  # ends of exchanges that agentd has not been told
+        self._owed: deque[bytes] = deque(maxlen=HOP_OWED_MAX)  # ends of exchanges that agentd has not been told
         self._decisions: dict[bytes, Decision] = {}
         self._audit: deque[bytes] = deque(maxlen=max_audit)
         self._generation = -1

@@ -14,5 +14,6 @@ No event loop, socket library or command line may be imported here; `make check`
 (b) plan.py       whom to ask                    decision.py  failures, merge, header operations
     breaker.py    may an agent be asked          ratelimit.py how many tokens there are
                                                  readiness.py how well the whole is
-(c) clock.py deadlines.py pump.py log.py notify.py
+(c) zmtp/         ZeroMQ's wire, without libzmq  turn.py      what leaves at a turn's end
+    backoff.py    when to dial again             clock.py deadlines.py log.py notify.py
 """

@@ -86,6 +86,8 @@ WORKER: Final = (
           "audit.worker_queue_records",
           "wardgate_worker_audit_queued", "wardgate_worker_audit_queued_limit", "wardgate_worker_audit_dropped_total",
           "The oldest is dropped and counted."),
+    Bound("ends of exchanges that agentd did not take", d.HOP_OWED_MAX, "records", "", "", "", "",
+          "The oldest is forgotten; what agentd has pinned for it stays until the worker's connection ends."),
     Bound("decisions remembered by their bytes", d.DECISIONS_REMEMBERED, "decisions", "", "", "", "",
           "Forgotten all together; each has at most 512 bytes."),
     Bound("log lines about requests", d.LOG_LINES_PER_S, "lines a second", "", "", "",

@@ -51,6 +51,7 @@ MAX_FORWARDED_HOPS: Final = 32  # X-Forwarded-For entries looked at from the rig
 WIRE_VERSION: Final = 2
 HOP_GRACE_MS: Final = 100  # the worker gives up so long after the deadline, so that a merge is never overtaken
 HOP_UNSENT_BYTES: Final = 128 * 1024 * 1024  # that may wait for the other end, which does not read
+HOP_OWED_MAX: Final = 65_536  # ends of exchanges, of some 14 bytes, that a worker could not tell agentd yet
 HOP_MAX_FRAMES: Final = 4_097  # records and at most 4,096 bodies
 HOP_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 HOP_BODY_FRAME_BYTES: Final = 4_096  # bodies from this size travel as frames of their own
@@ -143,6 +144,7 @@ IDLERS_MAX: Final = 64  # connections of one process cut at once for saying noth
 ALARM_LATE_MS: Final = 50  # a deadline seen so late: agentd itself stood still, answers may lie unread
 READ_FIRST_MS: Final = 20  # for reading them before anybody is blamed
 READ_FIRST_TIMES: Final = 10  # again, while answers keep coming
+READS_FIRST_MAX: Final = 100  # of one connection, 64 KiB and 100 messages each, where more comes while it is read
 
 # --- bodies, WebSocket, guardrails -----------------------------------------------------------------
 BODY_CHUNK_BYTES: Final = 1_048_576  # of a streamed body shown to agents at a time: what HELLO takes unless it says so

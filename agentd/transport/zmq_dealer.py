@@ -39,6 +39,7 @@ from shared.defaults import (
     AGENT_PEERS_MAX,
     HELLO_WITHIN_MS,
     IDLERS_MAX,
+    READS_FIRST_MAX,
     STRANGER_MAX_FRAMES,
     VERDICTS_LARGE_BYTES,
 )
@@ -52,7 +53,6 @@ from shared.zmtp import Buffer, Frame
 _VERDICTS = b"VERDICTS"
 _EARLY_NS = AGENT_LOOK_MS * MS // 4  # a caller with a beat of the same length may come a little early
 _LAST_LOOKS = 20
-_READS_MAX = 100  # of one connection, where more comes while it is read: 10,000 messages
 _NEVER_WAS = {Due.NO_HELLO: "not introduced in time", Due.REFUSED: "refused"}
 
 
@@ -273,7 +273,7 @@ class V2Transport:
         has_answers = False
         for session in list(self._sessions.values()):
             taken = session.verdicts_taken
-            for _ in range(_READS_MAX):
+            for _ in range(READS_FIRST_MAX):
                 if not session.calls or not session.peer.connection.read():
                     break
             has_answers = has_answers or session.verdicts_taken > taken
@@ -350,7 +350,7 @@ class V2Transport:
     def _broken(self, session: V2Session) -> None:
         """Its end, but for what it said before: that counts, where we are not in the middle of reading it."""
         try:
-            for _ in range(_READS_MAX if not self._turn.is_draining else 0):
+            for _ in range(READS_FIRST_MAX if not self._turn.is_draining else 0):
                 if not session.peer.connection.read():
                     break
         finally:

@@ -1,9 +1,11 @@
 """agentd/memory.py: who fills our memory with a message that never ends is found, and nobody else."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
+from agentd.daemon import Daemon
 from agentd.memory import MemoryGuard, Suspect, resident_bytes, trim
 from shared.clock import MS
 from shared.defaults import MEMORY_LOOK_MS, MEMORY_QUIET_MS, MEMORY_SETTLE_MS
@@ -170,3 +172,13 @@ class TestMemoryGuard:
 
 def test_resident() -> None:
     assert 1 << 20 < resident_bytes() < 1 << 40
+
+
+def test_what_others_do_not_read_is_nobodys_growth() -> None:
+    """Bodies are here twice; what waits for a stopped worker or agent must not cost a good agent its connection."""
+    daemon = SimpleNamespace(
+        _dispatcher=SimpleNamespace(body_bytes=3 * MIB),
+        _v2=SimpleNamespace(unsent_bytes=50 * MIB),
+        _ingress=SimpleNamespace(all_unsent_bytes=100 * MIB),
+    )
+    assert Daemon._accounted_bytes(daemon) == (2 * 3 + 50 + 100) * MIB  # type: ignore[arg-type]
